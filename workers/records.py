@@ -1,0 +1,119 @@
+"""The records that flow between stages, and the Arrow schema of every table.
+
+One row per image in every part, always: a bad image is a row whose `status` is not `ok`. Sizes are (height, width),
+boxes are xyxy in pixels (x1 and y1 exclusive), masks are COCO RLE counts at the size of the upright original image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+class Status(StrEnum):
+    """What became of one image. `error` says why in words when the status is not `ok` or `no_masks`."""
+
+    OK = "ok"
+    NO_MASKS = "no_masks"  # readable, but no instance was found
+    MISSING = "missing"  # the source listed it, and it could not be fetched
+    EMPTY = "empty"  # zero bytes
+    UNDECODABLE = "undecodable"  # not an image, truncated or corrupt
+    TOO_LARGE = "too_large"  # more pixels than decode.max_pixels; never decoded
+    TOO_SMALL = "too_small"  # a side below decode.min_side
+    FAILED = "failed"  # readable, but a step raised on it
+
+
+READABLE = frozenset({Status.OK, Status.NO_MASKS})
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """Where the encoded bytes of one image lie.
+
+    `image_id` is its path inside the source (a tar member: the tar's path, a slash, the member's name).
+    `offset` and `length` are bytes in `uri`; in a Parquet source `offset` is the row number and `length` is -1.
+    """
+
+    image_id: str
+    uri: str
+    offset: int
+    length: int
+
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("length", pa.int64(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+    ]
+)
+
+
+def instances_schema(embedding_dim: int) -> pa.Schema:
+    """Schema of an instances part. The list columns of a row are parallel: entry i of each is instance i.
+
+    `rle`: COCO compressed RLE counts; `bbox`: xyxy; `area`: pixels; `score`: IoU of the mask before and after the CRF;
+    `embedding`: (embedding_dim,) float16, unit norm before rounding.
+    """
+    return pa.schema(
+        [
+            pa.field("image_id", pa.string(), nullable=False),
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            pa.field("status", pa.string(), nullable=False),
+            pa.field("error", pa.string()),
+            pa.field("rle", pa.list_(pa.string()), nullable=False),
+            pa.field("bbox", pa.list_(pa.list_(pa.float32(), 4)), nullable=False),
+            pa.field("area", pa.list_(pa.int64()), nullable=False),
+            pa.field("score", pa.list_(pa.float32()), nullable=False),
+            pa.field("embedding", pa.list_(pa.list_(pa.float16(), embedding_dim)), nullable=False),
+        ]
+    )
+
+
+SEMANTICS_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("labels", pa.large_binary()),
+    ]
+)
+
+SEGMENT_TYPE = pa.struct(
+    [
+        pa.field("id", pa.int32(), nullable=False),
+        pa.field("category", pa.int32(), nullable=False),
+        pa.field("is_thing", pa.bool_(), nullable=False),
+        pa.field("area", pa.int64(), nullable=False),
+        pa.field("bbox", pa.list_(pa.float32(), 4), nullable=False),
+        pa.field("score", pa.float32()),
+    ]
+)
+
+PANOPTIC_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("panoptic", pa.large_binary()),  # PNG, id = R + 256 G + 65536 B as in COCO panoptic, 0 = void
+        pa.field("segments", pa.list_(SEGMENT_TYPE), nullable=False),
+        pa.field("hidden_instances", pa.int32(), nullable=False),  # instances with no visible pixel left
+    ]
+)
+
+
+def with_metadata(table: pa.Table, metadata: Mapping[str, str]) -> pa.Table:
+    """The table with `metadata` as the file's key-value metadata (keys get the prefix `u2label.`)."""
+    entries = {f"u2label.{key}".encode(): value.encode() for key, value in metadata.items()}
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), **entries})
