@@ -1,1 +1,1 @@
-"""Networks, descriptors, losses and metrics on torch, torchvision, timm and numpy. Never imports ray or the other layers."""
+"""Networks, descriptors, losses and metrics on torch, torchvision, timm and numpy. Never imports ray."""

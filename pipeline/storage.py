@@ -1,7 +1,8 @@
 """Every read and write of a file or object, local or remote (`s3://` and whatever else fsspec knows).
 
-A URI is a local path or `scheme://...`. Writes are atomic: a local file is written beside its target and renamed, an
-object is put in one request. Filesystems are made in the process that uses them and are never pickled.
+A URI is a local path, taken as it is, a percent-encoded `file://` URI (the form of a path that is not valid UTF-8), or
+`scheme://...`. Writes are atomic: a local file is written beside its target and renamed, an object appears whole when
+its upload ends. Filesystems are made in the process that uses them and are never pickled.
 """
 
 from __future__ import annotations
@@ -10,16 +11,25 @@ import contextlib
 import functools
 import os
 import re
+import stat
+import tempfile
+import urllib.parse
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 TEMPORARY = ".tmp-"  # prefix of a file that is being written; never a part
+S3 = frozenset({"s3", "s3a"})
+S3_OPTIONS = {
+    "use_listings_cache": False,
+    "max_concurrency": 1,  # otherwise reading an object costs a HEAD beside the GET
+    "config_kwargs": {"max_pool_connections": 64},  # botocore's 10 would hold back a fetch pool
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +41,22 @@ class FileInfo:
 
 
 def is_remote(uri: str) -> bool:
-    return "://" in uri and not uri.startswith("file://")
+    return _protocol(uri) != "file"
+
+
+def _protocol(uri: str) -> str:
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
+    return scheme[1].lower() if scheme else "file"
+
+
+def local_uri(path: str) -> str:
+    """The absolute path, or its percent-encoded `file://` URI when the name is not valid UTF-8."""
+    path = os.path.abspath(path)  # noqa: PTH100 (pathlib keeps `..`)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "file://" + urllib.parse.quote(os.fsencode(path))
+    return path
 
 
 def join(uri: str, *names: str) -> str:
@@ -47,21 +72,34 @@ def redact(text: str) -> str:
 @functools.lru_cache(maxsize=16)
 def _filesystem(protocol: str, process: int) -> Any:
     # Retry, endpoint, region and credentials come from the standard AWS variables and profiles.
-    return fsspec.filesystem(protocol, **({"use_listings_cache": False} if protocol in {"s3", "s3a"} else {}))
+    return fsspec.filesystem(protocol, **(S3_OPTIONS if protocol in S3 else {}))
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec filesystem of a URI and the path in it. ValueError names the scheme when its package is missing."""
-    protocol = uri.split("://", 1)[0] if is_remote(uri) else "file"
+    protocol = _protocol(uri)
     try:
         fs = _filesystem(protocol, os.getpid())
     except (ImportError, ValueError) as error:
         raise ValueError(f"{redact(uri)}: cannot open '{protocol}://': {error}") from error
+    if protocol == "file" and "://" in uri[:7]:
+        return fs, os.fsdecode(urllib.parse.unquote_to_bytes(uri[7:]))
     return fs, fs._strip_protocol(uri)
+
+
+def store_errors(uri: str) -> tuple[type[Exception], ...]:
+    """What a read or listing of `uri` raises when the store is at fault or refuses (S3 has more than OSError)."""
+    if _protocol(uri) not in S3:
+        return (OSError,)
+    from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+
+    return (OSError, BotoCoreError)
 
 
 def read_bytes(uri: str, offset: int = 0, length: int | None = None) -> bytes:
     """The bytes of a file, or `length` bytes from `offset`. FileNotFoundError and OSError as the store gives them."""
+    if length == 0:  # a byte range cannot be empty
+        return b""
     fs, path = filesystem(uri)
     end = None if length is None else offset + length
     data: bytes = fs.cat_file(path, start=offset or None, end=end)
@@ -70,18 +108,47 @@ def read_bytes(uri: str, offset: int = 0, length: int | None = None) -> bytes:
     return data
 
 
+def open_input(uri: str, *, block_size: int) -> IO[bytes]:
+    """A seekable file to read. From a remote one, what is asked for and up to `block_size` bytes after it come in one
+    request, and nothing is fetched of what is sought over."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        return Path(path).open("rb")
+    stream: IO[bytes] = fs.open(path, "rb", block_size=block_size, cache_type="readahead")
+    return stream
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a whole file atomically, replacing what is there."""
     fs, path = filesystem(uri)
     if not isinstance(fs, LocalFileSystem):
         fs.pipe_file(path, data)
         return
-    target = Path(path)
+    with _replacing(Path(path)) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def open_output(uri: str) -> Iterator[IO[bytes]]:
+    """A file to write piece by piece; it appears whole when the block ends, and not at all when the block raises."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        with _replacing(Path(path)) as stream:
+            yield stream
+        return
+    with tempfile.NamedTemporaryFile() as copy:
+        yield copy
+        copy.flush()
+        fs.put_file(copy.name, path)
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[IO[bytes]]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{TEMPORARY}{target.name}-{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(target)
@@ -106,6 +173,16 @@ def create_bytes(uri: str, data: bytes) -> bool:
 def exists(uri: str) -> bool:
     fs, path = filesystem(uri)
     return bool(fs.exists(path))
+
+
+def file_size(uri: str) -> int | None:
+    """Bytes of a file; None when there is none, or a folder."""
+    fs, path = filesystem(uri)
+    try:
+        found = fs.info(path)
+    except FileNotFoundError:
+        return None
+    return int(found["size"]) if found["type"] == "file" else None
 
 
 def remove(uri: str) -> None:
@@ -137,20 +214,48 @@ def list_folders(uri: str) -> list[str]:
 
 
 def walk(uri: str) -> Iterator[FileInfo]:
-    """Every file under a folder, in the byte order of its relative path. FileNotFoundError when there is no folder."""
+    """Every file under a folder, in the byte order of its relative path. FileNotFoundError when there is no folder.
+
+    Memory: the names of one local folder, one page of an S3 listing; of other stores the whole listing. A link that
+    leads nowhere is listed with size 0. A name that is not valid UTF-8 has surrogate escapes (PEP 383).
+    """
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
-        root = Path(path)
-        if not root.is_dir():
-            raise FileNotFoundError(uri)
-        yield from _walk_local(root, "", frozenset())
+        if not Path(path).is_dir():
+            raise FileNotFoundError(f"no folder {redact(uri)}")
+        yield from _walk_local(Path(path), "", frozenset())
         return
-    root_path = path.rstrip("/") + "/"
+    root = path.rstrip("/") + "/"
+    empty = True
+    for name, size in _list_s3(fs, path) if _protocol(uri) in S3 else _list_remote(fs, path):
+        empty = False
+        yield FileInfo(name.removeprefix(root), size)
+    if empty and not fs.exists(path):
+        raise FileNotFoundError(f"no folder {redact(uri)}")
+
+
+def _list_remote(fs: Any, path: str) -> Iterator[tuple[str, int]]:
     found = fs.find(path, detail=True)
-    if not found and not fs.exists(path):
-        raise FileNotFoundError(uri)
     for name in sorted(found, key=str.encode):
-        yield FileInfo(name.removeprefix(root_path), int(found[name]["size"]))
+        yield name, int(found[name]["size"])
+
+
+def _list_s3(fs: Any, path: str) -> Iterator[tuple[str, int]]:
+    # s3fs' own `find` holds the whole listing; a page at a time is flat, and S3 sorts keys by their UTF-8 bytes.
+    bucket, key, _ = fs.split_path(path.rstrip("/"))
+    request = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
+    last = b""
+    while True:
+        page = fs.call_s3("list_objects_v2", **request)
+        for entry in page.get("Contents", ()):
+            if entry["Key"].encode() <= last:
+                raise OSError(f"s3://{bucket} does not list its keys in byte order (a directory bucket?)")
+            last = entry["Key"].encode()
+            if not entry["Key"].endswith("/"):  # the marker that consoles leave for an empty folder
+                yield f"{bucket}/{entry['Key']}", int(entry["Size"])
+        if not page.get("IsTruncated"):
+            return
+        request["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def _walk_local(root: Path, prefix: str, parents: frozenset[str]) -> Iterator[FileInfo]:
@@ -159,11 +264,25 @@ def _walk_local(root: Path, prefix: str, parents: frozenset[str]) -> Iterator[Fi
         return
     with os.scandir(root / prefix) as scan:
         # A folder sorts as its name and a slash, so that the order is that of whole keys in a bucket.
-        entries = sorted(
-            ((e.name + "/" if e.is_dir() else e.name, e) for e in scan), key=lambda entry: os.fsencode(entry[0])
-        )
-    for name, entry in entries:
+        names = sorted(os.fsencode(entry.name) + b"/" * _is_folder(entry) for entry in scan)
+    for name in map(os.fsdecode, names):
         if name.endswith("/"):
             yield from _walk_local(root, prefix + name, parents | {here})
-        elif entry.is_file():
-            yield FileInfo(prefix + name, entry.stat().st_size)
+        elif (size := _regular_size(root / prefix / name)) is not None:
+            yield FileInfo(prefix + name, size)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _regular_size(path: Path) -> int | None:
+    """Bytes of a regular file, 0 of a link that leads nowhere, None of a pipe, socket or device."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else None

@@ -25,7 +25,6 @@ class Status(StrEnum):
     UNDECODABLE = "undecodable"  # not an image, truncated or corrupt
     TOO_LARGE = "too_large"  # more pixels than decode.max_pixels; never decoded
     TOO_SMALL = "too_small"  # a side below decode.min_side
-    FAILED = "failed"  # readable, but a step raised on it
 
 
 READABLE = frozenset({Status.OK, Status.NO_MASKS})

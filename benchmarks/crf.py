@@ -1,0 +1,129 @@
+"""Time and memory of the dense CRF on the masks of one image, end to end: lattices, 10 iterations, hole filling.
+
+    python benchmarks/crf.py --threads 2 --size 480 --masks 3
+
+Prints one JSON object: per image the best and the median time of one call for all masks and of a call a mask (each
+with lattices of its own), their ratio, and the peak memory of one call. Photos come from --photos, by default the
+folder `shared/data/photos` beside the checkout; without any, one textured image is drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from workers.crf import CUTLER, ImageKernels, refine_masks
+
+PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "photos"
+SUFFIXES = {".jpg", ".jpeg", ".png"}
+
+
+def textured_image(size: int) -> np.ndarray:
+    """(size, size, 3) uint8 with detail at every scale, as a photo has."""
+    rng = np.random.default_rng(0)
+    image = np.zeros((size, size, 3))
+    for radius in (0.7, 2, 6, 20, 60):
+        octave = ndimage.gaussian_filter(rng.normal(size=image.shape), (radius, radius, 0))
+        image += octave / octave.std() * radius**0.5
+    return np.clip(128 + 45 * image / image.std(), 0, 255).astype(np.uint8)
+
+
+def load_images(folder: Path, size: int, count: int) -> dict[str, np.ndarray]:
+    """`count` photos spread over the sorted folder, resized to (size, size); one drawn image if there are none."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    images = {}
+    for path in paths[:: max(1, len(paths) // count)][:count]:
+        with Image.open(path) as photo:
+            images[path.name] = np.asarray(photo.convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
+    return images or {"textured": textured_image(size)}
+
+
+def patch_masks(size: int, count: int) -> np.ndarray:
+    """(count, size, size) bool ellipses with the 8-pixel staircase of a mask on a patch grid."""
+    rng = np.random.default_rng(0)
+    y, x = (np.mgrid[:size, :size] // 8 * 8) / size
+    centres, radii = rng.uniform(0.3, 0.7, (count, 2)), rng.uniform(0.1, 0.3, (count, 2))
+    return np.stack(
+        [((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1 for (cy, cx), (ry, rx) in zip(centres, radii, strict=True)]
+    )
+
+
+def timed(call: Callable[[], object], device: str, repeats: int) -> dict[str, float]:
+    call()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return {"best_s": round(min(seconds), 4), "median_s": round(statistics.median(seconds), 4)}
+
+
+def peak_memory_mib(call: Callable[[], object], device: str) -> float:
+    """Device memory of a call; on the CPU, by how much it raised the highest resident size of the process so far."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    unit = 1 if sys.platform == "darwin" else 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call()
+    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / 2**20, 1)
+
+
+def measure(image: np.ndarray, masks: np.ndarray, device: str, repeats: int) -> dict[str, Any]:
+    together = timed(lambda: refine_masks(image, masks, CUTLER, device=device), device, repeats)
+    separate = timed(lambda: [refine_masks(image, m[None], CUTLER, device=device) for m in masks], device, repeats)
+    return {
+        "vertices": [
+            lattice.neighbours_DV2.shape[1] - 1 for lattice in ImageKernels(image, CUTLER, device=device).lattices
+        ],
+        "lattices": timed(lambda: ImageKernels(image, CUTLER, device=device), device, repeats),
+        "together": together,
+        "separate": separate,
+        "separate_over_together": round(separate["best_s"] / together["best_s"], 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
+    parser.add_argument("--size", type=int, default=480, help="height and width in pixels")
+    parser.add_argument("--masks", type=int, default=3, help="masks an image")
+    parser.add_argument("--images", type=int, default=4, help="photos to measure")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls, after one that is not")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of photos, searched recursively")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    images, masks = load_images(args.photos, args.size, args.images), patch_masks(args.size, args.masks)
+    first = next(iter(images.values()))
+    memory = peak_memory_mib(lambda: refine_masks(first, masks, CUTLER, device=args.device), args.device)
+    results = {name: measure(image, masks, args.device, args.repeats) for name, image in images.items()}
+    report = {
+        "benchmark": "crf",
+        "machine": {"processor": platform.processor() or platform.machine(), "torch": torch.__version__},
+        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        "peak_memory_mib": memory,
+        "together_worst_s": max(result["together"]["best_s"] for result in results.values()),
+        "images": results,
+    }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

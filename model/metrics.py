@@ -1,0 +1,311 @@
+"""What the labels are worth against a known truth: panoptic quality, one-to-one class mapping, class-agnostic mask AP.
+
+Panoptic quality is that of the COCO panoptic evaluator (Kirillov et al., arXiv 1801.00868, section 4), including its
+treatment of void and crowd. All of it streams: an image is reduced to the pixel counts of its overlapping segments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linear_sum_assignment
+
+VOID_ID = 0
+MATCH_IOU = 0.5  # above one half, a segment has at most one partner
+MAX_DETECTIONS = 100  # the 100 of AR100
+
+Overlaps = dict[tuple[int, int], int]  # (truth id, predicted id) -> shared pixels; 0 is void on either side
+
+
+class LabelledSegment(NamedTuple):
+    """A segment as the metrics see it: its id in the id map, its category, and whether the truth calls it a crowd."""
+
+    id: int
+    category: int
+    crowd: bool = False
+
+
+class HasCategory(Protocol):
+    """Any object with the two attributes, such as a segment of the merge."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def category(self) -> int: ...
+
+
+SegmentLike = Mapping[str, Any] | HasCategory
+
+
+def labelled_segments(segments: Iterable[SegmentLike]) -> list[LabelledSegment]:
+    """Segments of a panoptic part (`id`, `category`), of COCO (`id`, `category_id`, `iscrowd`) or of the merge."""
+    labelled = []
+    for s in segments:
+        if isinstance(s, LabelledSegment):
+            labelled.append(s)
+        elif isinstance(s, Mapping):
+            category = s["category"] if "category" in s else s["category_id"]
+            labelled.append(LabelledSegment(int(s["id"]), int(category), bool(s.get("iscrowd", False))))
+        else:
+            labelled.append(LabelledSegment(int(s.id), int(s.category)))
+    return labelled
+
+
+def segment_overlaps(gt_ids: ArrayLike, pred_ids: ArrayLike) -> Overlaps:
+    """Two (h, w) id maps, ids in [0, 2**31) -> shared pixels of every pair that meets. ValueError: they do not fit."""
+    truth, predicted = np.asarray(gt_ids), np.asarray(pred_ids)
+    if truth.shape != predicted.shape or truth.ndim != 2:
+        raise ValueError(f"id maps must be of one size, got truth {truth.shape} and prediction {predicted.shape}")
+    if truth.size and min(truth.min(), predicted.min()) < 0:
+        raise ValueError(f"ids must not be negative, got {min(truth.min(), predicted.min())}")
+    pairs, counts = np.unique((truth.astype(np.int64) << 32) | predicted.astype(np.int64), return_counts=True)
+    return {(int(p >> 32), int(p & 0xFFFFFFFF)): int(n) for p, n in zip(pairs, counts, strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Panoptic quality `pq`, segmentation quality `sq` and recognition quality `rq` in [0, 1], and their basis.
+
+    For one category `n` is the number of its true positives, misses and false alarms; for a group it is the number
+    of categories that occur, over which pq, sq and rq are averaged (so pq is not sq * rq). All 0 when `n` is 0.
+    """
+
+    pq: float
+    sq: float
+    rq: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class PanopticResult:
+    """The quality of all categories, of things, of stuff, and of each category by its id."""
+
+    all: Quality
+    things: Quality
+    stuff: Quality
+    per_class: dict[int, Quality]
+
+
+@dataclass(slots=True)
+class _Tally:
+    iou: float = 0.0
+    matched: int = 0
+    false_alarms: int = 0
+    missed: int = 0
+
+    def quality(self) -> Quality:
+        n = self.matched + self.false_alarms + self.missed
+        if n == 0:
+            return Quality(0.0, 0.0, 0.0, 0)
+        weight = self.matched + 0.5 * self.false_alarms + 0.5 * self.missed
+        return Quality(self.iou / weight, self.iou / self.matched if self.matched else 0.0, self.matched / weight, n)
+
+
+class PanopticQuality:
+    """Panoptic quality over a stream of images, in memory that grows with the categories alone.
+
+    Args:
+        categories: category id -> whether it is a thing.
+    """
+
+    def __init__(self, categories: Mapping[int, bool]) -> None:
+        self.categories = dict(categories)
+        self._tallies = {category: _Tally() for category in self.categories}
+
+    def update(
+        self,
+        gt_ids: ArrayLike,
+        gt_segments: Iterable[SegmentLike],
+        pred_ids: ArrayLike,
+        pred_segments: Iterable[SegmentLike],
+    ) -> None:
+        """Add one image: two (h, w) id maps (0 = void) and their segments (see `labelled_segments`).
+
+        Raises:
+            ValueError: sizes differ, a category is unknown, or map and segments of the prediction disagree.
+        """
+        self.update_overlaps(
+            segment_overlaps(gt_ids, pred_ids), labelled_segments(gt_segments), labelled_segments(pred_segments)
+        )
+
+    def update_overlaps(
+        self, overlaps: Overlaps, gt_segments: Sequence[LabelledSegment], pred_segments: Sequence[LabelledSegment]
+    ) -> None:
+        """Add one image of which only the overlaps of the segments are left. Raises as `update` does."""
+        gt_areas, pred_areas = _areas(overlaps)
+        self._check(gt_segments, pred_segments, pred_areas)
+        gt, pred = {s.id: s for s in gt_segments}, {s.id: s for s in pred_segments}
+        matched_gt, matched_pred = set(), set()
+        for (gt_id, pred_id), shared in overlaps.items():
+            if gt_id not in gt or pred_id not in pred or gt[gt_id].crowd:
+                continue
+            if gt[gt_id].category != pred[pred_id].category:
+                continue
+            # Predicted pixels on void count for nobody.
+            union = gt_areas[gt_id] + pred_areas[pred_id] - shared - overlaps.get((VOID_ID, pred_id), 0)
+            if shared / union > MATCH_IOU:
+                tally = self._tallies[gt[gt_id].category]
+                tally.iou += shared / union
+                tally.matched += 1
+                matched_gt.add(gt_id)
+                matched_pred.add(pred_id)
+        self._count_missed([s for s in gt_segments if s.id not in matched_gt])
+        unmatched = [s for s in pred_segments if s.id not in matched_pred]
+        self._count_false_alarms(unmatched, gt_segments, overlaps, pred_areas)
+
+    def result(self) -> PanopticResult:
+        per_class = {category: tally.quality() for category, tally in self._tallies.items()}
+        things = [q for category, q in per_class.items() if self.categories[category]]
+        stuff = [q for category, q in per_class.items() if not self.categories[category]]
+        return PanopticResult(_mean(things + stuff), _mean(things), _mean(stuff), per_class)
+
+    def _count_missed(self, unmatched: Iterable[LabelledSegment]) -> None:
+        for segment in unmatched:
+            if not segment.crowd:
+                self._tallies[segment.category].missed += 1
+
+    def _count_false_alarms(
+        self,
+        unmatched: Iterable[LabelledSegment],
+        gt_segments: Iterable[LabelledSegment],
+        overlaps: Overlaps,
+        pred_areas: Mapping[int, int],
+    ) -> None:
+        # As in the COCO evaluator, the last crowd of a category stands for all of them.
+        crowd_of = {s.category: s.id for s in gt_segments if s.crowd}
+        for segment in unmatched:
+            ignored = overlaps.get((VOID_ID, segment.id), 0)
+            if segment.category in crowd_of:
+                ignored += overlaps.get((crowd_of[segment.category], segment.id), 0)
+            if ignored / pred_areas[segment.id] <= 0.5:
+                self._tallies[segment.category].false_alarms += 1
+
+    def _check(
+        self,
+        gt_segments: Sequence[LabelledSegment],
+        pred_segments: Sequence[LabelledSegment],
+        pred_areas: Mapping[int, int],
+    ) -> None:
+        unknown = sorted({s.category for s in (*gt_segments, *pred_segments)} - self.categories.keys())
+        if unknown:
+            raise ValueError(f"segments of unknown categories {unknown}")
+        listed, painted = {s.id for s in pred_segments}, pred_areas.keys() - {VOID_ID}
+        if listed != painted:
+            raise ValueError(f"predicted ids without a segment or without a pixel: {sorted(listed ^ painted)}")
+
+
+def panoptic_quality(
+    pairs: Iterable[tuple[ArrayLike, Iterable[SegmentLike], ArrayLike, Iterable[SegmentLike]]],
+    categories: Mapping[int, bool],
+) -> PanopticResult:
+    """Panoptic quality of a stream of images (truth ids, truth segments, predicted ids, predicted segments).
+
+    Ids are (h, w) integers, 0 = void; segments as in `labelled_segments`; `categories` maps a category's id to
+    whether it is a thing. ValueError as `PanopticQuality.update`.
+    """
+    quality = PanopticQuality(categories)
+    for gt_ids, gt_segments, pred_ids, pred_segments in pairs:
+        quality.update(gt_ids, gt_segments, pred_ids, pred_segments)
+    return quality.result()
+
+
+def _areas(overlaps: Overlaps) -> tuple[dict[int, int], dict[int, int]]:
+    gt_areas: dict[int, int] = defaultdict(int)
+    pred_areas: dict[int, int] = defaultdict(int)
+    for (gt_id, pred_id), shared in overlaps.items():
+        gt_areas[gt_id] += shared
+        pred_areas[pred_id] += shared
+    return gt_areas, pred_areas
+
+
+def _mean(qualities: Iterable[Quality]) -> Quality:
+    present = [q for q in qualities if q.n]
+    n = max(len(present), 1)
+    return Quality(
+        sum(q.pq for q in present) / n, sum(q.sq for q in present) / n, sum(q.rq for q in present) / n, len(present)
+    )
+
+
+def hungarian_mapping(counts_KxC: ArrayLike) -> NDArray[np.int64]:
+    """(K, C) pixels of cluster k on class c -> (K,) class of each cluster, one to one, most pixels explained.
+
+    A cluster that is left over, or that was paired with a class it shares no pixel with, gets -1. Things and stuff
+    are to be mapped apart. ValueError when the counts are not a matrix of numbers >= 0.
+    """
+    counts = np.asarray(counts_KxC)
+    if counts.ndim != 2 or (counts.size and not counts.min() >= 0):
+        raise ValueError(f"counts must be a (clusters, classes) matrix of numbers >= 0, got shape {counts.shape}")
+    clusters, classes = linear_sum_assignment(counts, maximize=True)
+    shared = counts[clusters, classes] > 0
+    mapping = np.full(len(counts), -1, dtype=np.int64)
+    mapping[clusters[shared]] = classes[shared]
+    return mapping
+
+
+class ScoredMask(NamedTuple):
+    """A predicted mask: COCO RLE (`{"size": [height, width], "counts": ...}`) and its score, higher is surer."""
+
+    rle: Mapping[str, Any]
+    score: float
+
+
+def class_agnostic_ap(
+    gt: Sequence[Sequence[Mapping[str, Any]]],
+    predictions: Sequence[Sequence[ScoredMask | tuple[Mapping[str, Any], float]]],
+) -> dict[str, float]:
+    """Mask AP, AP50, AP75 and AR100 in [0, 1] with all classes taken as one, by pycocotools' COCOeval.
+
+    Args:
+        gt: per image, the masks of the truth as COCO RLE; a mapping may carry `iscrowd`.
+        predictions: per image, in the order of `gt`, the predicted masks as (COCO RLE, score).
+
+    Raises:
+        ValueError: the lists differ in length, or the truth has no object, so that nothing can be measured.
+    """
+    from pycocotools.cocoeval import COCOeval
+
+    if len(gt) != len(predictions):
+        raise ValueError(f"truth of {len(gt)} images, predictions of {len(predictions)}")
+    if not any(not mask.get("iscrowd", 0) for masks in gt for mask in masks):
+        raise ValueError("the truth holds no object")
+    if not any(predictions):
+        return dict.fromkeys(("AP", "AP50", "AP75", "AR100"), 0.0)
+    truth = [(i, mask, {"iscrowd": int(mask.get("iscrowd", 0))}) for i, masks in enumerate(gt) for mask in masks]
+    found = [(i, rle, {"score": float(score)}) for i, masks in enumerate(predictions) for rle, score in masks]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(_coco_masks(truth, len(gt)), _coco_masks(found, len(gt)), "segm")
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.params.maxDets = [MAX_DETECTIONS]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, 0, 0, 0]  # (IoU .50:.05:.95, recall 0:.01:1)
+    recall = evaluation.eval["recall"][:, 0, 0, 0]
+    parts = {"AP": precision, "AP50": precision[0], "AP75": precision[5], "AR100": recall}
+    return {name: float(np.mean(values)) for name, values in parts.items()}
+
+
+def _coco_masks(masks: Iterable[tuple[int, Mapping[str, Any], Mapping[str, Any]]], num_images: int) -> Any:
+    """(image, RLE, further fields) -> pycocotools' COCO; ids start at 1, because its matching takes 0 for no match."""
+    from pycocotools import mask as rle_codec
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    images: list[dict[str, int]] = [{"id": image} for image in range(num_images)]
+    annotations = []
+    for number, (image, mask, fields) in enumerate(masks, start=1):
+        rle = {"size": list(mask["size"]), "counts": mask["counts"]}
+        area = float(rle_codec.area(rle))
+        images[image] |= {"height": rle["size"][0], "width": rle["size"][1]}
+        annotations.append({"id": number, "image_id": image, "category_id": 1, "segmentation": rle, "area": area})
+        annotations[-1].update(fields)
+    coco.dataset = {"images": images, "categories": [{"id": 1}], "annotations": annotations}
+    coco.createIndex()
+    return coco

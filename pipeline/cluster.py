@@ -1,0 +1,74 @@
+"""Connecting to Ray: a local instance of just the size that is needed, or a running cluster, checked before work."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import ray
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+
+RECEIPT_STORE_BYTES = 150 * 2**20  # the object store carries receipts, shard numbers and centroids
+
+
+@contextmanager
+def connect(config: Config, address: str | None) -> Iterator[None]:
+    """A Ray connection for the time of the block, with resources checked; one that exists already is kept as it is."""
+    if ray.is_initialized():
+        check_resources(config)
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    if address:
+        ray.init(address=address, logging_level=logging.WARNING)
+    else:
+        _start_local(config)
+    try:
+        check_resources(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_resources(config: Config) -> None:
+    """ConfigError with the numbers when the cluster cannot hold the actors that the config asks for."""
+    have, workers = ray.cluster_resources(), config.workers
+    wanted = {
+        "CPU": (workers.size * workers.cpus, "workers.size x workers.cpus"),
+        "GPU": (workers.size * workers.gpus, "workers.size x workers.gpus"),
+        "memory": (workers.size * workers.memory_gb * 2**30, "workers.size x workers.memory_gb"),
+    }
+    for resource, (amount, keys) in wanted.items():
+        if amount > have.get(resource, 0):
+            unit = 2**30 if resource == "memory" else 1
+            name = "GiB of memory" if resource == "memory" else f"{resource}s"
+            raise ConfigError(
+                f"{keys} asks for {amount / unit:g} {name}, the cluster has {have.get(resource, 0) / unit:.3g}; "
+                "lower these keys or connect to a larger cluster with --address"
+            )
+
+
+def _start_local(config: Config) -> None:
+    """Ray in this machine. CPUs are logical there: as many as the actors ask for, and two to spare."""
+    workers = config.workers
+    needed = workers.size * workers.memory_gb
+    installed = psutil.virtual_memory().total / 2**30
+    if needed > installed:
+        raise ConfigError(
+            f"workers.size x workers.memory_gb asks for {needed:g} GiB of memory, this machine has {installed:.3g}; "
+            "lower them"
+        )
+    ray.init(
+        num_cpus=max(os.cpu_count() or 1, math.ceil(workers.size * workers.cpus)) + 2,
+        object_store_memory=RECEIPT_STORE_BYTES,
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+    )

@@ -1,0 +1,209 @@
+"""The configuration: one frozen pydantic model a section, unknown keys refused, read from YAML and `--set a.b=c`.
+
+A field that changes the rows of a stage lives in that stage's section and enters its fingerprint; `workers` says how
+the work is done and never changes what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model.names import BACKBONES
+from pipeline import storage
+from pipeline.errors import ConfigError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def _absolute(uri: str) -> str:
+    """A local path made absolute, so that workers on the same machine find it from any folder."""
+    if not uri:
+        raise ValueError("is empty; give a folder, a file or a URL such as s3://bucket/prefix")
+    uri = uri.removeprefix("file://")
+    return uri.rstrip("/") if storage.is_remote(uri) else str(Path(uri).expanduser().absolute())
+
+
+Uri = Annotated[str, AfterValidator(_absolute)]
+
+
+def _known_backbone(name: str) -> str:
+    if name not in BACKBONES:
+        raise ValueError(f"is not one of {', '.join(BACKBONES)}")
+    return name
+
+
+BackboneName = Annotated[str, AfterValidator(_known_backbone)]
+
+
+class SourceConfig(Section):
+    uri: Uri  # a folder, one tar or Parquet file, or s3://bucket/prefix
+    format: Literal["auto", "folder", "tar", "parquet"] = "auto"
+    shard_size: int = Field(256, ge=1)  # images a part; what is lost when a worker dies is at most one shard
+    image_column: str = "image"  # Parquet only: bytes, or a struct with a field `bytes`
+
+
+class RunConfig(Section):
+    uri: Uri  # where all parts, artifacts and receipts go
+
+
+class DecodeConfig(Section):
+    max_pixels: int = Field(50_000_000, ge=1)  # larger images become rows with status too_large, never decoded
+    min_side: int = Field(8, ge=1)  # pixels
+
+
+class BackboneConfig(Section):
+    name: BackboneName = "dino_vitb8"
+    weights: str = "official"  # official, random:<seed>, or a path
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$")  # pin of the weights file
+
+
+class MaskCutConfig(Section):
+    image_size: int = Field(480, ge=16)  # pixels; made a multiple of the patch
+    resize: Literal["square", "keep_aspect"] = "square"  # square is what was published
+    tau: float = Field(0.15, gt=-1, lt=1)  # cosine similarity above which two patches are joined
+    max_masks: int = Field(3, ge=1, le=64)  # cuts an image
+
+
+class CrfConfig(Section):
+    iterations: int = Field(10, ge=0)
+    gaussian_sxy: float = Field(3.0, gt=0)
+    gaussian_compat: float = Field(7.0, ge=0)
+    bilateral_sxy: float = Field(50.0, gt=0)
+    bilateral_srgb: float = Field(5.0, gt=0)
+    bilateral_compat: float = Field(10.0, ge=0)
+    min_iou: float = Field(0.5, ge=0, le=1)  # a mask that the CRF changes more than this is dropped
+
+
+class EmbeddingConfig(Section):
+    crop_size: int = Field(224, ge=16)  # pixels
+
+
+class ClustersConfig(Section):
+    k: int = Field(300, ge=1)  # instance classes
+    seed: int | None = None  # None: the run's seed
+    spherical: bool = True
+    max_iterations: int = Field(100, ge=1)
+    tolerance: float = Field(1e-4, ge=0)  # relative drop of the inertia at which the iteration stops
+
+
+class SemanticsConfig(Section):
+    method: Literal["none"] = "none"
+    classes: int = Field(27, ge=1, le=254)
+
+
+class PanopticConfig(Section):
+    max_cover: float = Field(0.7, ge=0, le=1)  # a stuff class that things cover more than this stays void
+
+
+class WorkersConfig(Section):
+    size: int = Field(1, ge=1)  # actors a stage
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    cpus: float = Field(1, gt=0)  # CPUs, and threads, of an actor
+    gpus: float = Field(0, ge=0)  # GPUs of an actor; fractions share a card
+    memory_gb: float = Field(2.5, gt=0)  # heap that Ray reserves for an actor
+    batch_size: int = Field(1, ge=1)  # images a forward pass
+    crop_batch: int = Field(16, ge=1)  # mask crops a forward pass
+    prefetch: int = Field(4, ge=1, le=64)  # images fetched and decoded ahead of the device
+    kmeans_device: Literal["cpu", "cuda"] = "cpu"  # cuda needs the extra u2label[gpu]
+
+    @model_validator(mode="after")
+    def _gpu_reserved(self) -> WorkersConfig:
+        if self.device != "cpu" and self.gpus == 0:
+            raise ValueError(f"device {self.device!r} needs workers.gpus above 0, so that Ray assigns the card")
+        return self
+
+
+class Config(Section):
+    """Everything a run needs. Sections that are left out take their defaults."""
+
+    source: SourceConfig
+    run: RunConfig
+    seed: int = Field(0, ge=0)
+    decode: DecodeConfig = DecodeConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    maskcut: MaskCutConfig = MaskCutConfig()
+    crf: CrfConfig = CrfConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    clusters: ClustersConfig = ClustersConfig()
+    semantics: SemanticsConfig = SemanticsConfig()
+    panoptic: PanopticConfig = PanopticConfig()
+    workers: WorkersConfig = WorkersConfig()
+
+    @property
+    def clusters_seed(self) -> int:
+        return self.seed if self.clusters.seed is None else self.clusters.seed
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (local or remote) and apply `a.b=c` overrides. ConfigError names the key and the value."""
+    try:
+        text = storage.read_bytes(path).decode()
+    except FileNotFoundError as error:
+        raise ConfigError(f"no config file {path!r}; the repository's configs/ has examples") from error
+    try:
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, got {type(data).__name__}")
+    for override in overrides:
+        _apply(data, override)
+    return parse_config(data, origin=path)
+
+
+def parse_config(data: dict[str, Any], origin: str) -> Config:
+    """A mapping -> Config; ConfigError lists every fault with its key and value."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        faults = "\n".join(f"  {_explain(fault)}" for fault in error.errors())
+        raise ConfigError(f"{origin}: the configuration is not valid:\n{faults}") from error
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override!r}: write it as section.key=value, such as maskcut.tau=0.2")
+    *sections, name = key.strip().split(".")
+    for section in sections:
+        child = data.setdefault(section, {})
+        if child is None:
+            child = data[section] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section")
+        data = child
+    try:
+        data[name] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value: {error}") from error
+
+
+def _explain(fault: Any) -> str:
+    key = ".".join(str(part) for part in fault["loc"]) or "(top level)"
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_suggest(fault['loc'])}"
+    if fault["type"] == "missing":
+        return f"{key}: is required"
+    return f"{key}: {fault['msg'].removeprefix('Value error, ')} (got {storage.redact(repr(fault['input']))})"
+
+
+def _suggest(location: tuple[Any, ...]) -> str:
+    """The nearest known key of the same section."""
+    import difflib
+
+    model: Any = Config
+    for part in location[:-1]:
+        model = model.model_fields[part].annotation
+    close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(model.model_fields)}"

@@ -1,0 +1,171 @@
+"""The encoded bytes of one image: a whole file, a byte range of a tar, or a row of a Parquet column.
+
+A `Fetcher` belongs to one actor and is called from its fetch threads. What `scan` needs to know about the inside of a
+Parquet file (`parquet_rows`) is here too, so that indexing and reading agree on which column is meant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from workers.records import ImageRecord, Status
+
+READ_AHEAD = 4 << 20  # bytes fetched at a time from a Parquet column, and held
+BATCH_ROWS = 8  # rows decoded at a time from a Parquet column
+BATCHES_HELD = 8  # the window of decoded rows: as far as the threads of one fetch pool lie apart
+# S3 error codes that speak of one object; every other refusal is about the store, the network or the credentials.
+OBJECT_ERRORS = frozenset({"AccessDenied", "403", "InvalidObjectState", "InvalidRange", "416"})
+
+
+class UnreadableRow(OSError):
+    """A row of a Parquet source that is there, in a page that cannot be decoded."""
+
+
+class Fetcher:
+    """Reads the bytes of records. Safe to call from many threads; memory: a window of rows of one Parquet file."""
+
+    def __init__(self, image_column: str = "image") -> None:
+        """`image_column`: the column of a Parquet source (`Index.image_column`); other sources ignore it."""
+        self._rows = ParquetRows(image_column)
+
+    def fetch(self, record: ImageRecord) -> bytes:
+        """The encoded image; empty for an empty file or a null. `fetch_status` judges what the store raises."""
+        if record.length < 0:
+            return self._rows.read(record.uri, record.offset)
+        if record.offset == 0:  # a tar's members lie behind a header, so this is a file of its own
+            return storage.read_bytes(record.uri)
+        return storage.read_bytes(record.uri, record.offset, record.length)
+
+    @staticmethod
+    def fetch_status(record: ImageRecord, error: Exception) -> tuple[Status, str]:
+        """The status and error text of the row of an image that could not be fetched.
+
+        Raises `error` itself when it is not about this one image (no network, expired credentials, a full file table):
+        the shard must fail and be run again, for rows written during an outage would stand for good.
+        """
+        response = getattr(error.__cause__, "response", None) or {}
+        code = str(response.get("Error", {}).get("Code", ""))
+        gone = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | UnreadableRow)
+        forbidden = isinstance(error, PermissionError) and not code
+        cut_short = type(error) is OSError and error.errno is None
+        if gone or forbidden or cut_short or code in OBJECT_ERRORS:
+            return Status.MISSING, storage.redact(f"{record.uri}: {type(error).__name__}: {error}")
+        raise error
+
+
+class ParquetRows:
+    """The values of an image column by row number, from one file at a time.
+
+    Rows are decoded in order and a window of the latest is kept, so that a pool that asks for them about in order reads
+    every row group once, and a huge row group does not have to fit in memory.
+    """
+
+    def __init__(self, column: str) -> None:
+        self._column = column
+        self._lock = threading.Lock()
+        self._uri = ""
+        self._source = contextlib.ExitStack()
+        self._window: deque[tuple[int, pa.Array]] = deque(maxlen=BATCHES_HELD)  # (first row, values)
+        self._unreadable = range(0)
+
+    def read(self, uri: str, row: int) -> bytes:
+        """The bytes of a row, empty for a null. UnreadableRow, FileNotFoundError, OSError as the store gives them."""
+        with self._lock:
+            if uri != self._uri:
+                self._open(uri)
+            if row in self._unreadable:
+                raise UnreadableRow(f"row {row} lies in a page that cannot be decoded")
+            if row >= self._starts[-1]:
+                raise UnreadableRow(f"row {row} is not there: the file has {self._starts[-1]} rows")
+            if not self._is_ahead(row):
+                self._seek(int(np.searchsorted(self._starts, row, side="right")) - 1)
+            return self._value(row)
+
+    def _open(self, uri: str) -> None:
+        self._uri = ""  # should opening fail, no other file answers in its place
+        with contextlib.ExitStack() as opened:
+            source = opened.enter_context(storage.open_input(uri, block_size=0))
+            try:
+                self._file = pq.ParquetFile(source, buffer_size=READ_AHEAD, pre_buffer=False)
+                self._leaf = image_leaf(uri, self._file.schema_arrow, self._column)
+            except ValueError as error:  # ArrowInvalid is one too: the file has changed since it was indexed
+                raise UnreadableRow(str(error)) from error
+            self._source.close()
+            self._source = opened.pop_all()
+        footer = self._file.metadata
+        rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+        self._unreadable = range(0)
+        self._seek(0)
+        self._uri = uri
+
+    def _seek(self, group: int) -> None:
+        self._window.clear()
+        self._next = int(self._starts[group])
+        self._batches = self._file.iter_batches(
+            BATCH_ROWS, row_groups=range(group, self._file.num_row_groups), columns=[self._leaf], use_threads=False
+        )
+
+    def _is_ahead(self, row: int) -> bool:
+        """Whether the row is in the window or comes without decoding a row group for nothing."""
+        if row < self._next:
+            return bool(self._window) and row >= self._window[0][0]
+        near = row - self._next < BATCH_ROWS * BATCHES_HELD
+        return near or not np.any((self._starts > self._next) & (self._starts <= row))
+
+    def _value(self, row: int) -> bytes:
+        while row >= self._next:
+            self._decode_batch(row)
+        start, values = next((start, values) for start, values in reversed(self._window) if start <= row)
+        return values[row - start].as_py() or b""
+
+    def _decode_batch(self, row: int) -> None:
+        try:
+            values = next(self._batches).column(0)
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+                self._uri = ""  # the store failed, not the page: start afresh when asked again
+                raise
+            group = int(np.searchsorted(self._starts, self._next, side="right")) - 1
+            self._unreadable = range(self._next, int(self._starts[group + 1]))
+            self._seek(group)
+            raise UnreadableRow(f"row {row} cannot be decoded: {error}") from error
+        if pa.types.is_struct(values.type):
+            values = pc.struct_field(values, "bytes")
+        self._window.append((self._next, values))
+        self._next += len(values)
+
+
+def image_leaf(uri: str, schema: pa.Schema, column: str) -> str:
+    """The dotted name of the Parquet column that holds the bytes: `column`, or its field `bytes` (Hugging Face).
+
+    ValueError lists the columns when `column` is not one of them, or its type when that holds no bytes.
+    """
+    name = storage.redact(uri)
+    if column not in schema.names:
+        raise ValueError(f"source.image_column: {name} has no column '{column}', only {', '.join(schema.names)}")
+    kind = schema.field(column).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        column, kind = f"{column}.bytes", kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)):
+        raise ValueError(f"source.image_column: '{column}' of {name} is {kind}; it must hold the bytes of image files")
+    return column
+
+
+def parquet_rows(uri: str, column: str) -> int:
+    """The number of rows of a Parquet file, from its footer, once `column` is checked. ValueError names the fault."""
+    with storage.open_input(uri, block_size=0) as source:
+        try:
+            file = pq.ParquetFile(source)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"source.uri: {storage.redact(uri)} is not a whole Parquet file: {error}") from error
+        image_leaf(uri, file.schema_arrow, column)
+        return int(file.metadata.num_rows)

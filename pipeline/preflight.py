@@ -1,0 +1,64 @@
+"""Checks before any work: a mistake that can be seen now must not cost an hour of a cluster.
+
+Each raises ConfigError with the key, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from model.backbone import resolve_weights
+from model.names import patch_size
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.sources import check_source
+
+
+def check_all(config: Config) -> None:
+    """Weights, sizes, run folder and source, in the order of what they cost."""
+    check_sizes(config)
+    check_weights(config)
+    check_run_folder(config.run.uri)
+    source = config.source
+    try:
+        check_source(source.uri, source.format, image_column=source.image_column)
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_sizes(config: Config) -> None:
+    patch = patch_size(config.backbone.name)
+    for key, size in (
+        ("maskcut.image_size", config.maskcut.image_size),
+        ("embedding.crop_size", config.embedding.crop_size),
+    ):
+        if size < 2 * patch:
+            raise ConfigError(
+                f"{key}: {size} px is less than 2 patches of {config.backbone.name} ({patch} px); raise it"
+            )
+
+
+def check_weights(config: Config) -> None:
+    backbone = config.backbone
+    try:
+        resolve_weights(backbone.name, backbone.weights, sha256=backbone.sha256)
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_run_folder(run_uri: str) -> None:
+    """One real write, read and delete where the parts will go."""
+    probe = storage.join(run_uri, f"{storage.TEMPORARY}probe-{uuid.uuid4().hex}")
+    content = uuid.uuid4().bytes
+    try:
+        storage.write_bytes(probe, content)
+        read = storage.read_bytes(probe)
+        storage.remove(probe)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"run.uri: cannot write to {storage.redact(run_uri)}: {storage.redact(str(error))}; "
+            "choose a folder or bucket that you may write to, or mend its permissions or credentials"
+        ) from error
+    if read != content:
+        raise ConfigError(f"run.uri: {storage.redact(run_uri)} gave back other bytes than were written to it")

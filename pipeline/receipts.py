@@ -1,0 +1,82 @@
+"""Receipts: what a worker says of one shard. They feed progress, `status`, `plan` and the report, and decide nothing:
+whether a shard is done is told by its part alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+
+from pipeline import storage
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """One attempt at one shard. `seconds` by phase, `rows` by status, `bytes` of the part written."""
+
+    stage: str
+    fingerprint: str
+    shard: int
+    ok: bool
+    wall_s: float
+    rows: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    instances: int = 0
+    bytes: int = 0
+    error: str | None = None  # traceback of a failed shard
+    host: str = ""
+    peak_memory_mb: float = 0.0  # largest resident size of the worker so far
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @staticmethod
+    def from_json(line: str) -> Receipt:
+        return Receipt(**json.loads(line))
+
+    @property
+    def images(self) -> int:
+        return sum(self.rows.values())
+
+
+class ReceiptLog:
+    """Appends receipts to `<run>/receipts/<stage>-<fingerprint>-<start>.jsonl`; an object is put again now and then."""
+
+    def __init__(self, run_uri: str, stage: str, fingerprint: str, *, every_s: float = 15.0) -> None:
+        name = f"{stage}-{fingerprint}-{time.time_ns()}.jsonl"
+        self._uri = storage.join(run_uri, "receipts", name)
+        self._lines: list[str] = []
+        self._every_s = every_s
+        self._written_at = 0.0
+
+    def append(self, receipt: Receipt) -> None:
+        self._lines.append(receipt.to_json())
+        if time.monotonic() - self._written_at > self._every_s:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._lines:
+            storage.write_bytes(self._uri, ("\n".join(self._lines) + "\n").encode())
+            self._written_at = time.monotonic()
+
+
+def read_receipts(run_uri: str, stage: str, fingerprint: str) -> list[Receipt]:
+    """The newest receipt of every shard of a stage, by shard."""
+    folder = storage.join(run_uri, "receipts")
+    names = [n for n in storage.list_folder(folder) if n.startswith(f"{stage}-{fingerprint}-") and n.endswith(".jsonl")]
+    newest: dict[int, Receipt] = {}
+    for name in names:  # the start time in the name sorts them
+        for line in storage.read_bytes(storage.join(folder, name)).decode().splitlines():
+            receipt = Receipt.from_json(line)
+            newest[receipt.shard] = receipt
+    return [newest[shard] for shard in sorted(newest)]
+
+
+def count_rows(receipts: Iterable[Receipt]) -> dict[str, int]:
+    """Rows by status over all receipts, most frequent first."""
+    totals: dict[str, int] = {}
+    for receipt in receipts:
+        for status, count in receipt.rows.items():
+            totals[status] = totals.get(status, 0) + count
+    return dict(sorted(totals.items(), key=lambda item: -item[1]))

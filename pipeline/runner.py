@@ -1,0 +1,212 @@
+"""`u2label run`: take each stage from what is done to all done, and say what failed.
+
+Running the same command again is the recovery: shards whose part is there are not touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Collection
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline import __version__, storage
+from pipeline.config import Config
+from pipeline.errors import ConfigError, StageFailed
+from pipeline.lease import run_lease
+from pipeline.preflight import check_all
+from pipeline.progress import StageProgress, console
+from pipeline.receipts import Receipt, ReceiptLog
+from pipeline.sources import Index, build_index, open_index
+from pipeline.stages import STAGES, Stage, done_shards, index_folder, is_fitted, resolve_stages
+from workers.records import SCHEMA_VERSION
+
+LATEST = "latest.json"  # the config and fingerprints of the last run, for `report` and people
+
+
+@dataclass
+class RunSummary:
+    """What a run did: shards (or artifacts) computed by stage, and the stages as they stand."""
+
+    stages: dict[str, Stage]
+    index: Index
+    computed: dict[str, int] = field(default_factory=dict)
+
+
+def run(
+    config: Config,
+    *,
+    stages: Collection[str] = STAGES,
+    address: str | None = None,
+    max_failed_fraction: float = 1.0,
+    reindex: bool = False,
+) -> RunSummary:
+    """Do everything that is pending of the named stages. ConfigError before work, StageFailed when shards failed."""
+    unknown = sorted(set(stages) - set(STAGES))
+    if unknown:
+        raise ConfigError(f"--stages: {', '.join(unknown)} is unknown; the stages are {', '.join(STAGES)}")
+    check_all(config)
+    with run_lease(config.run.uri), ExitStack() as connection:
+        index = _index(config, reindex)
+        table = resolve_stages(config, index)
+        summary = RunSummary(table, index)
+        _write_latest(config, table)
+        for name in STAGES:
+            if name not in stages:
+                continue
+            stage = table[name]
+            pending = _pending(stage)
+            console.print(_opening(stage, len(pending)))
+            if pending:
+                _require_inputs(stage, table)
+                _connect_once(connection, config, address)
+                _run_stage(stage, pending, config, table, max_failed_fraction)
+            summary.computed[name] = len(pending)
+    return summary
+
+
+def _index(config: Config, reindex: bool) -> Index:
+    """The index of the source, made the first time (or again, when the source has changed)."""
+    folder = index_folder(config)
+    if not reindex:
+        with contextlib.suppress(FileNotFoundError):
+            return open_index(folder)
+    console.print(f"index: listing {storage.redact(config.source.uri)}")
+    source = config.source
+    try:
+        index = build_index(
+            folder, source.uri, source.format, shard_size=source.shard_size, image_column=source.image_column
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    console.print(f"index: {index.images} images in {index.shards} shards")
+    return index
+
+
+def _connect_once(connection: ExitStack, config: Config, address: str | None) -> None:
+    """Start or join Ray when the first stage needs it, so that a run with nothing to do is quick."""
+    import ray
+
+    from pipeline.cluster import connect
+
+    if not ray.is_initialized():
+        connection.enter_context(connect(config, address))
+
+
+def _pending(stage: Stage) -> list[int]:
+    if stage.kind == "fit":
+        return [] if is_fitted(stage) else [0]
+    done = done_shards(stage)
+    return [shard for shard in range(stage.shards) if shard not in done]
+
+
+def _opening(stage: Stage, pending: int) -> str:
+    where = f"{stage.name} {stage.fingerprint}"
+    if not pending:
+        return f"{where}: done"
+    if stage.kind == "fit":
+        return f"{where}: to fit"
+    return f"{where}: {pending} of {stage.shards} shards to do"
+
+
+def _require_inputs(stage: Stage, table: dict[str, Stage]) -> None:
+    for name in STAGES[: STAGES.index(stage.name)]:
+        missing = len(_pending(table[name]))
+        if missing:
+            raise StageFailed(
+                f"{stage.name} needs the stage {name}, of which {missing} of {table[name].shards} shards are missing; "
+                "run it first (or leave out --stages)"
+            )
+
+
+def _run_stage(
+    stage: Stage, pending: list[int], config: Config, table: dict[str, Stage], max_failed_fraction: float
+) -> None:
+    _remove_litter(stage)
+    if stage.kind == "fit":
+        _fit_clusters(stage, config, table["instances"])
+    else:
+        _run_shard_stage(stage, pending, config, table, max_failed_fraction)
+
+
+def _run_shard_stage(
+    stage: Stage, pending: list[int], config: Config, table: dict[str, Stage], max_failed_fraction: float
+) -> None:
+    from pipeline.engine import run_shards
+    from pipeline.shards import ACTORS, StageJob
+
+    job = StageJob(stage, config, index_folder(config), table, _metadata(stage, config))
+    log = ReceiptLog(config.run.uri, stage.name, stage.fingerprint)
+    failures: list[Receipt] = []
+    try:
+        receipts = run_shards(ACTORS[stage.name], job, pending, config.workers)
+        with StageProgress(stage.name, len(pending)) as progress, closing(receipts):
+            for receipt in receipts:
+                log.append(receipt)
+                progress.add(receipt)
+                failures += [] if receipt.ok else [receipt]
+                if len(failures) > max_failed_fraction * len(pending):
+                    raise StageFailed(f"{stage.name}: stopped early, {len(failures)} shards failed", failures)
+    finally:
+        log.flush()
+    missing = _pending(stage)
+    if missing:
+        raise StageFailed(f"{stage.name}: {len(missing)} of {stage.shards} shards are not done", failures)
+
+
+def _fit_clusters(stage: Stage, config: Config, instances: Stage) -> None:
+    from pipeline.kmeans import KMeansSettings, fit_kmeans
+
+    clusters = config.clusters
+    settings = KMeansSettings(
+        k=clusters.k,
+        seed=config.clusters_seed,
+        spherical=clusters.spherical,
+        max_iterations=clusters.max_iterations,
+        tolerance=clusters.tolerance,
+    )
+    try:
+        result = fit_kmeans(
+            instances.parts(),
+            stage.folder,
+            settings,
+            num_actors=config.workers.size,
+            cpus_per_actor=config.workers.cpus,
+            device=config.workers.kmeans_device,
+        )
+    except ValueError as error:  # too few masks for k, or values that are not numbers
+        raise StageFailed(str(error)) from error
+    console.print(f"clusters: {len(result.inertia)} iterations, inertia {result.inertia[-1]:.6g}")
+
+
+def _remove_litter(stage: Stage) -> None:
+    """Temporary files of a worker that was killed while it wrote. The lease says nobody is writing now."""
+    for name in storage.list_folder(stage.folder):
+        if name.startswith(storage.TEMPORARY):
+            storage.remove(storage.join(stage.folder, name))
+
+
+def _metadata(stage: Stage, config: Config) -> dict[str, str]:
+    """Key-value metadata of every part: enough to know what made it."""
+    entries: dict[str, Any] = {
+        "stage": stage.name,
+        "fingerprint": stage.fingerprint,
+        "schema_version": str(SCHEMA_VERSION),
+        "software_version": __version__,
+        "config": config.model_dump_json(exclude={"workers"}),
+    }
+    if stage.name == "panoptic":
+        entries["categories"] = json.dumps(
+            [{"id": k, "name": f"thing {k}", "isthing": 1} for k in range(1, config.clusters.k + 1)]
+        )
+    return entries
+
+
+def _write_latest(config: Config, table: dict[str, Stage]) -> None:
+    content = {
+        "config": config.model_dump(),
+        "fingerprints": {name: stage.fingerprint for name, stage in table.items()},
+    }
+    storage.write_bytes(storage.join(config.run.uri, LATEST), json.dumps(content, indent=2).encode())

@@ -1,0 +1,215 @@
+"""The actors that do the shard stages: each loads its model once, then turns shard numbers into parts.
+
+Nothing but the receipt goes back through Ray: an actor reads its inputs, computes and writes the part itself. The same
+object runs without Ray (`InstanceShards(job).run(7)`), which is how tests and benchmarks use it.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import itertools
+import math
+import resource
+import socket
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.fetch import Fetcher
+from pipeline.receipts import Receipt
+from pipeline.sources import open_index
+from pipeline.stages import Stage
+from workers.phases import Phases
+from workers.records import ImageRecord, with_metadata
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass(frozen=True, slots=True)
+class StageJob:
+    """What an actor needs to know: small, picklable, the same for all shards of a stage."""
+
+    stage: Stage
+    config: Config
+    index_folder: str
+    inputs: dict[str, Stage]
+    metadata: dict[str, str]  # written into every part
+
+
+class ShardActor(ABC):
+    """One worker of a shard stage. Subclasses say what a shard's table is."""
+
+    def __init__(self, job: StageJob) -> None:
+        import torch
+
+        self.job = job
+        self.config = job.config
+        torch.set_num_threads(max(1, math.floor(job.config.workers.cpus)))
+        self.index = open_index(job.index_folder)
+        self.setup()
+
+    @abstractmethod
+    def setup(self) -> None:
+        """Load what all shards share."""
+
+    @abstractmethod
+    def process(self, shard: int, phases: Phases) -> pa.Table:
+        """The table of one shard: one row per image, with a column `status`."""
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Ray Data's entry: shard numbers in, receipts out."""
+        receipts = [self.run(int(shard)).to_json() for shard in batch["shard"]]
+        return {"receipt": np.array(receipts, dtype=object)}
+
+    def run(self, shard: int) -> Receipt:
+        """Compute and write one part. Whatever goes wrong becomes a failed receipt: the other shards go on."""
+        phases = Phases()
+        started = time.perf_counter()
+        try:
+            content = self._write(shard, phases)
+        except Exception:
+            content = {"ok": False, "error": storage.redact(traceback.format_exc())}
+        return Receipt(
+            stage=self.job.stage.name,
+            fingerprint=self.job.stage.fingerprint,
+            shard=shard,
+            wall_s=time.perf_counter() - started,
+            seconds=dict(phases.seconds),
+            host=socket.gethostname(),
+            peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            **content,
+        )
+
+    def _write(self, shard: int, phases: Phases) -> dict[str, Any]:
+        table = self.process(shard, phases)
+        with phases("write"):
+            stream = io.BytesIO()
+            pq.write_table(with_metadata(table, self.job.metadata), stream, compression="zstd")
+            storage.write_bytes(self.job.stage.part(shard), stream.getvalue())
+        rows = collections.Counter(table["status"].to_pylist())
+        listed = table["rle" if "rle" in table.column_names else "segments"]
+        instances = sum(len(entries) for entries in listed.to_pylist())
+        return {"ok": True, "rows": dict(rows), "instances": instances, "bytes": stream.tell()}
+
+
+class InstanceShards(ShardActor):
+    """Photos of a shard -> masks and embeddings. Fetching and decoding run ahead of the device in threads."""
+
+    def setup(self) -> None:
+        from model.backbone import load_backbone
+        from workers.crf import CrfParams
+        from workers.decode import DecodeLimits
+        from workers.instances import InstanceParams, InstanceWorker
+
+        config = self.config
+        self._fetcher = Fetcher(image_column=config.source.image_column)
+        self._limits = DecodeLimits(max_pixels=config.decode.max_pixels, min_side=config.decode.min_side)
+        backbone = load_backbone(
+            config.backbone.name,
+            config.backbone.weights,
+            device=config.workers.device,
+            dtype=config.backbone.dtype,
+            sha256=config.backbone.sha256,
+        )
+        params = InstanceParams(
+            **config.maskcut.model_dump(),
+            crf=CrfParams(**config.crf.model_dump(exclude={"min_iou"})),
+            min_iou=config.crf.min_iou,
+            crop_size=round(config.embedding.crop_size / backbone.patch_size) * backbone.patch_size,
+        )
+        self._worker = InstanceWorker(
+            backbone,
+            params,
+            device=config.workers.device,
+            batch_size=config.workers.batch_size,
+            crop_batch=config.workers.crop_batch,
+        )
+
+    def process(self, shard: int, phases: Phases) -> pa.Table:
+        records = self.index.records(shard)
+        images = ahead(self._load, records, depth=self.config.workers.prefetch)
+        return self._worker.process(_timed(images, phases, "wait_for_input"), phases)
+
+    def _load(self, record: ImageRecord) -> Any:
+        from workers.decode import DecodeError, decode_image
+        from workers.instances import LoadedImage
+
+        try:
+            pixels = decode_image(self._fetcher.fetch(record), self._limits)
+        except DecodeError as error:
+            return LoadedImage(record.image_id, None, error.status, str(error))
+        except OSError as error:
+            status, message = self._fetcher.fetch_status(record, error)  # raises for what another try may mend
+            return LoadedImage(record.image_id, None, status, message)
+        return LoadedImage(record.image_id, pixels)
+
+
+class PanopticShards(ShardActor):
+    """Instances of a shard and the centroids -> panoptic labels. No device, no pixels."""
+
+    def setup(self) -> None:
+        from workers.panoptic import PanopticWorker
+
+        centroids = np.load(
+            io.BytesIO(storage.read_bytes(storage.join(self.job.inputs["clusters"].folder, "centroids.npy"))),
+            allow_pickle=False,
+        )
+        self._worker = PanopticWorker(
+            centroids,
+            spherical=self.config.clusters.spherical,
+            num_stuff=0,
+            max_cover=self.config.panoptic.max_cover,
+        )
+
+    def process(self, shard: int, phases: Phases) -> pa.Table:
+        with phases("read"):
+            records = self.index.records(shard)
+            instances = read_part(self.job.inputs["instances"], shard)
+        with phases("merge"):
+            return self._worker.process(records, instances, None)
+
+
+ACTORS: dict[str, type[ShardActor]] = {"instances": InstanceShards, "panoptic": PanopticShards}
+
+
+def read_part(stage: Stage, shard: int, columns: list[str] | None = None) -> pa.Table:
+    """One part of a shard stage, whole or some columns of it."""
+    return pq.read_table(pa.BufferReader(storage.read_bytes(stage.part(shard))), columns=columns)
+
+
+def ahead(function: Callable[[T], U], items: Iterable[T], *, depth: int) -> Iterator[U]:
+    """`map(function, items)` with up to `depth` calls under way or waiting, in threads; results in order."""
+    pool = ThreadPoolExecutor(max_workers=min(depth, 8), thread_name_prefix="ahead")
+    remaining = iter(items)
+    queue: collections.deque[Future[U]] = collections.deque()
+    try:
+        for item in itertools.islice(remaining, depth):
+            queue.append(pool.submit(function, item))
+        while queue:
+            result = queue.popleft().result()
+            queue.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _timed(items: Iterable[T], phases: Phases, name: str) -> Iterator[T]:
+    iterator = iter(items)
+    while True:
+        with phases(name):
+            item = next(iterator, None)
+        if item is None:
+            return
+        yield item

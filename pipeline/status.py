@@ -1,0 +1,158 @@
+"""`status` and `plan`: what is done, told by the parts; how fast and how big, told by the receipts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.receipts import Receipt, count_rows, read_receipts
+from pipeline.sources import open_index
+from pipeline.stages import Stage, done_shards, index_folder, is_fitted, resolve_stages
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One stage as it stands. Rates are of the receipts of done shards, None before there are any."""
+
+    stage: str
+    kind: str
+    fingerprint: str
+    folder: str
+    done: int
+    shards: int  # 1 for a fit stage
+    rows: dict[str, int]  # by status
+    instances: int
+    failed: list[int]  # shards whose last attempt failed
+    seconds: dict[str, float]  # by phase, over all workers
+    images_per_worker_second: float | None
+    bytes_per_image: float | None
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run as it stands. `images` and `shards` are None before the source was indexed."""
+
+    run: str
+    source: str
+    images: int | None
+    shards: int | None
+    workers: int
+    stages: list[StageStatus]
+
+
+def run_status(config: Config) -> RunStatus:
+    """Reads listings and receipts only."""
+    run, source = storage.redact(config.run.uri), storage.redact(config.source.uri)
+    try:
+        index = open_index(index_folder(config))
+    except FileNotFoundError:
+        return RunStatus(run, source, None, None, config.workers.size, [])
+    try:
+        table = resolve_stages(config, index)
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    stages = [_stage_status(config.run.uri, stage) for stage in table.values()]
+    return RunStatus(run, source, index.images, index.shards, config.workers.size, stages)
+
+
+def _stage_status(run_uri: str, stage: Stage) -> StageStatus:
+    receipts = read_receipts(run_uri, stage.name, stage.fingerprint)
+    if stage.kind == "fit":
+        done, shards = {0} if is_fitted(stage) else set(), 1
+    else:
+        done, shards = done_shards(stage), stage.shards
+    good = [receipt for receipt in receipts if receipt.ok and receipt.shard in done]
+    images, wall = sum(r.images for r in good), sum(r.wall_s for r in good)
+    return StageStatus(
+        stage=stage.name,
+        kind=stage.kind,
+        fingerprint=stage.fingerprint,
+        folder=storage.redact(stage.folder),
+        done=len(done),
+        shards=shards,
+        rows=count_rows(good),
+        instances=sum(r.instances for r in good),
+        failed=[r.shard for r in receipts if not r.ok and r.shard not in done],
+        seconds=_add_phases(good),
+        images_per_worker_second=images / wall if images and wall else None,
+        bytes_per_image=sum(r.bytes for r in good) / images if images else None,
+    )
+
+
+def _add_phases(receipts: list[Receipt]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for receipt in receipts:
+        for phase, seconds in receipt.seconds.items():
+            totals[phase] = totals.get(phase, 0.0) + seconds
+    return totals
+
+
+def print_status(status: RunStatus, *, as_json: bool = False) -> None:
+    if as_json:
+        print(json.dumps(asdict(status), indent=2))
+        return
+    console = Console(highlight=False)
+    if status.images is None:
+        console.print(f"{status.run}: nothing done yet; {status.source} is not indexed", soft_wrap=True)
+        return
+    console.print(
+        f"{status.run}: {status.images} images in {status.shards} shards from {status.source}", soft_wrap=True
+    )
+    table = Table("stage", "fingerprint", "done", "rows", "instances", "images/s a worker", "failed shards")
+    for stage in status.stages:
+        rate = stage.images_per_worker_second
+        table.add_row(
+            stage.stage,
+            stage.fingerprint,
+            f"{stage.done}/{stage.shards}",
+            ", ".join(f"{count} {name}" for name, count in stage.rows.items()),
+            str(stage.instances) if stage.kind == "shard" else "",
+            f"{rate:.2f}" if rate else "",
+            ", ".join(map(str, stage.failed[:8])),
+        )
+    console.print(table)
+
+
+def print_plan(status: RunStatus, *, as_json: bool = False) -> None:
+    """What is left of each stage, with time and bytes where a rate was measured."""
+    steps = [_step(stage, status) for stage in status.stages]
+    if as_json:
+        print(
+            json.dumps({"run": status.run, "source": status.source, "images": status.images, "steps": steps}, indent=2)
+        )
+        return
+    console = Console(highlight=False)
+    if status.images is None:
+        console.print(f"index {status.source}, then every stage; nothing is measured yet", soft_wrap=True)
+        return
+    table = Table("stage", "to do", "images", "time", "size", title=f"{status.workers} workers")
+    for step in steps:
+        seconds, size = step["seconds"], step["bytes"]
+        table.add_row(
+            str(step["stage"]),
+            f"{step['pending']} of {step['shards']}",
+            str(step["images"]),
+            "not measured" if seconds is None else f"{seconds:.0f} s",
+            "not measured" if size is None else f"{size / 2**20:.1f} MiB",
+        )
+    console.print(table)
+
+
+def _step(stage: StageStatus, status: RunStatus) -> dict[str, str | int | float | None]:
+    pending = stage.shards - stage.done
+    images = round((status.images or 0) * pending / max(stage.shards, 1))
+    rate = stage.images_per_worker_second
+    return {
+        "stage": stage.stage,
+        "pending": pending,
+        "shards": stage.shards,
+        "images": images,
+        "seconds": 0.0 if not pending else images / (rate * status.workers) if rate else None,
+        "bytes": 0.0 if not pending else images * stage.bytes_per_image if stage.bytes_per_image else None,
+    }

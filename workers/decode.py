@@ -1,0 +1,145 @@
+"""Encoded bytes -> upright RGB pixels, and the resizes of the photo before the backbone.
+
+Decoding is safe on any input: whatever is wrong with the bytes ends as a `DecodeError` with a status, the size is
+checked before a pixel is decoded, and only the formats named here are tried. Left out on purpose: colour management
+(ICC profiles are ignored) and all frames of an animation but the first.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from workers.records import Status
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+PILLOW_MAX_PIXELS = 178_956_970  # Pillow itself refuses more, whatever `max_pixels` says
+ORIENTATION = 0x0112  # EXIF tag
+UPRIGHT = {  # EXIF 2.3, table 6: what puts row 0 at the top and column 0 at the left
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's parsers raise on bytes that are not what they should be.
+BAD_DATA = (OSError, SyntaxError, ValueError)
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLimits:
+    """Sizes that are decoded. `max_pixels` above 178 956 970 has no effect: Pillow refuses such images."""
+
+    max_pixels: int = 50_000_000
+    min_side: int = 8  # pixels
+
+
+class DecodeError(ValueError):
+    """Bytes that give no image: `status` is EMPTY, UNDECODABLE, TOO_LARGE or TOO_SMALL, the text says why."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def decode_image(data: bytes, limits: DecodeLimits) -> Pixels:
+    """Encoded bytes -> (H, W, 3) uint8 RGB, upright as EXIF says, C-contiguous and writable.
+
+    Transparent parts are white. 16-bit samples are scaled by 255/65535; 32-bit integers and floats have no range of
+    their own, so [0, 1] floats are scaled by 255 and all else from its least to its greatest finite value.
+    DecodeError for anything that is not an image within the limits.
+    """
+    if not data:
+        raise DecodeError(Status.EMPTY, "the file is empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image.size, limits)
+            image.load()
+            return np.array(_to_rgb(_upright(image)))
+    except DecodeError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        limit = min(limits.max_pixels, PILLOW_MAX_PIXELS)
+        raise DecodeError(Status.TOO_LARGE, f"more than {limit} pixels (decode.max_pixels)") from error
+    except Image.UnidentifiedImageError as error:
+        raise DecodeError(Status.UNDECODABLE, f"not a readable image of the formats {', '.join(FORMATS)}") from error
+    except BAD_DATA as error:
+        reason = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)) or type(error).__name__
+        raise DecodeError(Status.UNDECODABLE, reason) from error
+
+
+def resize_square(image: Pixels, size: int) -> Pixels:
+    """(H, W, 3) uint8 -> (size, size, 3) uint8, Lanczos; the aspect is not kept (as MaskCut does)."""
+    return _resize(image, size, size)
+
+
+def resize_keep_aspect(image: Pixels, size: int, multiple: int, max_ratio: float = 4.0) -> Pixels:
+    """(H, W, 3) uint8 -> (h, w, 3) uint8, Lanczos; h and w are multiples of `multiple`, the shorter about `size`.
+
+    The longer side is at most `max_ratio * size`; a longer image shrinks as a whole, down to one `multiple` high.
+    """
+    height, width = image.shape[:2]
+    scale = min(size / min(height, width), max_ratio * size / max(height, width))
+    most = max(1, int(max_ratio * size) // multiple)
+    height, width = (multiple * min(max(1, round(side * scale / multiple)), most) for side in (height, width))
+    return _resize(image, height, width)
+
+
+def _resize(image: Pixels, height: int, width: int) -> Pixels:
+    if image.shape[:2] == (height, width):
+        return image.copy()
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _check_size(size: tuple[int, int], limits: DecodeLimits) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise DecodeError(
+            Status.TOO_LARGE, f"{width}x{height} is more than {limits.max_pixels} pixels (decode.max_pixels)"
+        )
+    if min(width, height) < limits.min_side:
+        raise DecodeError(
+            Status.TOO_SMALL, f"{width}x{height} has a side below {limits.min_side} pixels (decode.min_side)"
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except BAD_DATA:  # the pixels are good all the same
+        return image
+    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        samples = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in {"I", "F"}:
+        return Image.fromarray(_stretch(np.asarray(image))).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _stretch(samples: NDArray[np.generic]) -> Pixels:
+    values = samples.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    if samples.dtype.kind == "f" and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    return np.rint((values - low) * (255 / max(high - low, np.finfo(np.float64).tiny))).astype(np.uint8)

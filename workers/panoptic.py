@@ -1,0 +1,66 @@
+"""The panoptic stage of one worker: instances, their nearest centroids and a class map -> panoptic pseudo-labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from workers.kmeans import assign
+from workers.masks import decode_rle, encode_panoptic_png
+from workers.merge import merge_panoptic
+from workers.records import PANOPTIC_SCHEMA, READABLE, ImageRecord
+
+
+class PanopticWorker:
+    """Holds the centroids. Things are categories 1..K by nearest centroid, stuff K+1..K+S."""
+
+    def __init__(self, centroids_KD: np.ndarray, *, spherical: bool, num_stuff: int, max_cover: float) -> None:
+        self._centroids_KD = centroids_KD
+        self._spherical = spherical
+        self._num_stuff = num_stuff
+        self._max_cover = max_cover
+
+    def process(
+        self, records: Sequence[ImageRecord], instances: pa.Table, semantics_nhw: Sequence[np.ndarray | None] | None
+    ) -> pa.Table:
+        """Part k of the index, of the instances and of the class maps (None: no stuff) -> table of PANOPTIC_SCHEMA.
+
+        ValueError when the parts do not speak of the same images in the same order.
+        """
+        rows = instances.to_pylist()
+        if [record.image_id for record in records] != [row["image_id"] for row in rows]:
+            raise ValueError("the parts of the index and of the instances hold different images; delete the part")
+        maps = [None] * len(rows) if semantics_nhw is None else semantics_nhw
+        merged = [self._row(record, row, semantic) for record, row, semantic in zip(records, rows, maps, strict=True)]
+        return pa.Table.from_pylist(merged, schema=PANOPTIC_SCHEMA)
+
+    def _row(self, record: ImageRecord, row: dict[str, Any], semantic_hw: np.ndarray | None) -> dict[str, Any]:
+        common = {key: row[key] for key in ("image_id", "height", "width", "status", "error")} | {"uri": record.uri}
+        if row["status"] not in READABLE:
+            return common | {"panoptic": None, "segments": [], "hidden_instances": 0}
+        height, width = row["height"], row["width"]
+        masks = [decode_rle(counts, height, width) for counts in row["rle"]]
+        labels = merge_panoptic(
+            np.stack(masks) if masks else np.zeros((0, height, width), bool),
+            self._categories(row["embedding"]),
+            semantic_hw,
+            num_things=len(self._centroids_KD),
+            num_stuff=self._num_stuff,
+            scores_n=row["score"],
+            max_cover=self._max_cover,
+        )
+        return common | {
+            "panoptic": encode_panoptic_png(labels.ids),
+            "segments": [asdict(segment) for segment in labels.segments],
+            "hidden_instances": labels.hidden,
+        }
+
+    def _categories(self, embeddings: Sequence[Sequence[float]]) -> np.ndarray:
+        if not embeddings:
+            return np.zeros(0, np.int64)
+        labels, _ = assign(np.asarray(embeddings, np.float32), self._centroids_KD, spherical=self._spherical)
+        return labels.astype(np.int64) + 1  # cluster ids start at 0, category ids at 1

@@ -1,0 +1,189 @@
+"""Gaussian filtering of scattered points by a permutohedral lattice (Adams, Baek and Davis, Eurographics 2010).
+
+Splat the points' values on the vertices of the simplices around them, blur along the d+1 lattice directions, slice the
+values back at the points. Linear in the points and in d, where a full Gaussian is quadratic in the points. A vertex
+that no point touches does not exist: the blur reads 0 there and does not create it.
+
+Splat, blur and slice are one primitive, a weighted sum of table rows, so one code serves CPU and GPU.
+
+Names end in their shape: P points, D = d+1 lattice coordinates (and vertices of a simplex), V vertices, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+MAX_ELEVATED = 2**20  # above, float32 has less than 3 bits left for the position inside a cell
+
+
+@dataclass(frozen=True, slots=True)
+class Lattice:
+    """A filter over P points. Row V of the vertex table stands for every absent vertex and is always 0."""
+
+    splat_points: Tensor  # (P*D,) int32, points grouped by the vertex they touch
+    splat_starts: Tensor  # (V+2,) int32, where the group of each vertex begins; group V is empty
+    splat_weights: Tensor  # (P*D,) float32
+    slice_vertices_PD: Tensor  # int32
+    slice_weights_PD: Tensor  # float32
+    neighbours_DV2: Tensor  # int32, (D, V+1, 2), the two neighbours of each vertex in each direction, V where absent
+
+    def filter(self, values_PC: Tensor) -> Tensor:
+        """(P, C) float32 -> (P, C) float32, the kernel matrix times the values; weights of a point sum to about 1."""
+        table_VC = embedding_bag(
+            self.splat_points,
+            values_PC,
+            self.splat_starts,
+            mode="sum",
+            per_sample_weights=self.splat_weights,
+            include_last_offset=True,
+        )
+        for neighbours_V2 in self.neighbours_DV2:
+            table_VC.add_(embedding_bag(neighbours_V2, table_VC, mode="sum"), alpha=0.5)
+        return embedding_bag(self.slice_vertices_PD, table_VC, mode="sum", per_sample_weights=self.slice_weights_PD)
+
+    def normalised(self, gain: float) -> Lattice:
+        """The filter `gain * n K n` with n = 1 / sqrt(K 1 + 1e-20) (symmetric normalisation), at no cost a call."""
+        ones_P1 = torch.ones(len(self.slice_weights_PD), 1, device=self.slice_weights_PD.device)
+        scale_P1 = 1 / torch.sqrt(self.filter(ones_P1) + 1e-20)
+        return replace(
+            self,
+            splat_weights=self.splat_weights * scale_P1[:, 0][self.splat_points],
+            slice_weights_PD=self.slice_weights_PD * (gain * scale_P1),
+        )
+
+
+def build_lattice(features_dP: Tensor) -> Lattice:
+    """The lattice of P points with d features each, in units of the Gaussian's standard deviation.
+
+    `features_dP`: (d, P) float32, finite, d and P at least 1; the lattice lies on its device.
+    Raises ValueError when the features spread so far that float32 cannot place a point inside a cell (about 2^20
+    lattice units, some 10^5 standard deviations), or when P (d+1) does not fit in an int32.
+    """
+    d, points = features_dP.shape
+    if points * (d + 1) >= 2**31:
+        raise ValueError(f"{points} points in {d} dimensions are too many for one lattice: use a smaller image")
+    cells_DP, ranks_DP, weights_PD = _enclosing_simplices(features_dP)
+    strides_D = _code_strides(cells_DP)
+    codes, order = _vertex_codes(cells_DP, ranks_DP, strides_D).flatten().sort(stable=True)
+
+    first = torch.ones_like(codes, dtype=torch.bool)
+    torch.ne(codes[1:], codes[:-1], out=first[1:])
+    starts = first.nonzero().squeeze(1)
+    rows = first.cumsum(0, dtype=torch.int32) - 1
+    return Lattice(
+        splat_points=(order // (d + 1)).int(),
+        splat_starts=torch.cat([starts, starts.new_full((2,), len(order))]).int(),
+        splat_weights=weights_PD.flatten().index_select(0, order),
+        slice_vertices_PD=torch.empty_like(rows).scatter_(0, order, rows).view(points, d + 1),
+        slice_weights_PD=weights_PD / (1 + 2**-d),
+        neighbours_DV2=_neighbours(codes[starts], order[starts] % (d + 1), strides_D),
+    )
+
+
+def _elevate(features_dP: Tensor) -> Tensor:
+    """Features in the plane of d+1 coordinates that sum to 0, scaled so that the blur's variance is 1 (section 3.1)."""
+    d, points = features_dP.shape
+    elevated_DP = features_dP.new_empty(d + 1, points)
+    total_P = features_dP.new_zeros(points)
+    # Grey levels are whole numbers, so many points lie on a face between cells: the factor is rounded to float32 here,
+    # as in the published programs, for them to fall on the same side.
+    unit = torch.tensor(math.sqrt(2 / 3) * (d + 1)).item()
+    for axis in range(d, 0, -1):
+        scaled_P = features_dP[axis - 1] * (unit / math.sqrt(axis * (axis + 1)))
+        # Product and difference stay two operations: fused, they round differently and move points across faces.
+        elevated_DP[axis] = total_P - scaled_P * axis
+        total_P = total_P + scaled_P
+    elevated_DP[0] = total_P
+    return elevated_DP
+
+
+def _enclosing_simplices(features_dP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The simplex round every point: its remainder-0 vertex divided by d+1, the ranks, the barycentric weights.
+
+    Returns float32 whole numbers (D, P), int64 permutations (D, P) and float32 weights (P, D), vertex 0 first.
+    """
+    elevated_DP = _elevate(features_dP)
+    size, points = elevated_DP.shape
+    if not elevated_DP.abs().max().item() < MAX_ELEVATED:
+        raise ValueError("the points spread too far for float32: use larger standard deviations or a smaller image")
+    cells_DP = torch.round(elevated_DP * (1 / size))
+    offsets_DP = elevated_DP - cells_DP * size
+    ranks_DP = torch.zeros(size, points, dtype=torch.int8, device=elevated_DP.device)
+    for i in range(size - 1):
+        for j in range(i + 1, size):
+            less_P = offsets_DP[i] < offsets_DP[j]
+            ranks_DP[i] += less_P
+            ranks_DP[j] += ~less_P
+
+    ranks_DP += cells_DP.sum(0).to(torch.int8)
+    shift_DP = (ranks_DP < 0).to(torch.int8) - (ranks_DP >= size).to(torch.int8)
+    ranks_DP += shift_DP * size
+    cells_DP += shift_DP
+
+    ranks = ranks_DP.long()
+    offsets_DP = (elevated_DP - cells_DP * size) * (1 / size)
+    descending_DP = torch.empty_like(offsets_DP).scatter_(0, ranks, offsets_DP)
+    weights_PD = elevated_DP.new_empty(points, size)
+    weights_PD[:, 0] = descending_DP[-1] + (1 - descending_DP[0])
+    weights_PD[:, 1:] = (descending_DP[:-1] - descending_DP[1:]).flip(0).t()
+    return cells_DP, ranks, weights_PD
+
+
+def _code_strides(cells_DP: Tensor) -> Tensor:
+    """(D,) factors that turn the lattice coordinates of a vertex into one integer, int32 if that suffices, else int64.
+
+    A vertex of remainder r has coordinates (d+1) m + r; its code is r + sum(m * stride), so that a step in the lattice
+    adds a constant. The last coordinate follows from the others and has stride 0. Mixed radix, hence unique (also when
+    it wraps round), while the product of the ranges fits; else a polynomial hash modulo 2^64, for which two of V
+    vertices collide with a chance of about V^2 / 2^64.
+    """
+    lowest, highest = torch.stack(torch.aminmax(cells_DP[:-1], dim=1)).long().tolist()
+    strides, product = [], len(cells_DP)
+    for low, high in zip(lowest, highest, strict=True):
+        strides.append(product)
+        product *= high - low + 4  # vertices reach one cell below, neighbours one further on both sides
+    if product >= 2**62:
+        strides = [pow(0x9E3779B97F4A7C15, axis + 1, 2**63) for axis in range(len(strides))]
+    dtype = torch.int32 if product < 2**30 else torch.int64
+    return torch.tensor([*strides, 0], dtype=dtype, device=cells_DP.device)
+
+
+def _vertex_codes(cells_DP: Tensor, ranks_DP: Tensor, strides_D: Tensor) -> Tensor:
+    """(P, D) codes of the simplices' vertices. Vertex r is r in all coordinates, less d+1 in the r of top rank."""
+    size, points = ranks_DP.shape
+    ranked_DP = torch.empty(size, points, dtype=strides_D.dtype, device=strides_D.device)
+    ranked_DP.scatter_(0, ranks_DP, strides_D[:, None].expand(size, points))
+    codes_PD = torch.empty(points, size, dtype=strides_D.dtype, device=strides_D.device)
+    code_P = torch.zeros_like(ranked_DP[0])
+    for cells_P, stride in zip(cells_DP, strides_D, strict=True):
+        code_P += cells_P.to(strides_D.dtype) * stride
+    codes_PD[:, 0] = code_P
+    for remainder in range(1, size):
+        code_P = code_P + 1 - ranked_DP[size - remainder]
+        codes_PD[:, remainder] = code_P
+    return codes_PD
+
+
+def _neighbours(codes_V: Tensor, remainders_V: Tensor, strides_D: Tensor) -> Tensor:
+    """(D, V+1, 2) int32 rows of the vertices one step down and up each direction; V where there is none, and in row V.
+
+    `codes_V` ascending. One step down direction j takes 1 from every coordinate and gives d+1 to coordinate j.
+    """
+    vertices, size = len(codes_V), len(strides_D)
+    rows_V = torch.arange(vertices, dtype=torch.int32, device=codes_V.device)
+    neighbours_DV2 = rows_V.new_full((size, vertices + 1, 2), vertices)
+    wrapped = size - 1 - strides_D.sum(dtype=strides_D.dtype)
+    one_less_V = codes_V + torch.where(remainders_V == 0, wrapped, -1)
+    for neighbours_V2, stride in zip(neighbours_DV2, strides_D, strict=True):
+        wanted_V = one_less_V + stride
+        place_V = torch.searchsorted(codes_V, wanted_V).clamp_(max=vertices - 1)
+        place_V = torch.where(codes_V.index_select(0, place_V) == wanted_V, place_V, vertices)
+        neighbours_V2[:vertices, 0] = place_V
+        neighbours_V2[:, 1].scatter_(0, place_V, rows_V)
+    neighbours_DV2[:, vertices] = vertices
+    return neighbours_DV2
