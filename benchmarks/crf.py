@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -27,7 +28,8 @@ from scipy import ndimage
 
 from workers.crf import CUTLER, ImageKernels, refine_masks
 
-PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "photos"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+LANCZOS = Image.Resampling.LANCZOS
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
@@ -41,14 +43,18 @@ def textured_image(size: int) -> np.ndarray:
     return np.clip(128 + 45 * image / image.std(), 0, 255).astype(np.uint8)
 
 
-def load_images(folder: Path, size: int, count: int) -> dict[str, np.ndarray]:
-    """`count` photos spread over the sorted folder, resized to (size, size); one drawn image if there are none."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+def load_images(photos: Path, arrays: Path, size: int, count: int) -> dict[str, np.ndarray]:
+    """(size, size, 3) uint8 by name: `count` photos spread over the sorted folder and the `*_image` arrays of an npz."""
     images = {}
+    paths = sorted(path for path in photos.rglob("*") if path.suffix.lower() in SUFFIXES)
     for path in paths[:: max(1, len(paths) // count)][:count]:
         with Image.open(path) as photo:
-            images[path.name] = np.asarray(photo.convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
-    return images or {"textured": textured_image(size)}
+            images[path.name] = photo.convert("RGB")
+    if arrays.is_file():
+        with np.load(arrays) as stored:
+            images |= {name: Image.fromarray(stored[name]) for name in stored.files if name.endswith("_image")}
+    resized = {name: np.asarray(image.resize((size, size), LANCZOS)) for name, image in images.items()}
+    return resized or {"textured": textured_image(size)}
 
 
 def patch_masks(size: int, count: int) -> np.ndarray:
@@ -61,16 +67,20 @@ def patch_masks(size: int, count: int) -> np.ndarray:
     )
 
 
-def timed(call: Callable[[], object], device: str, repeats: int) -> dict[str, float]:
-    call()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return {"best_s": round(min(seconds), 4), "median_s": round(statistics.median(seconds), 4)}
+def timed(calls: dict[str, Callable[[], object]], device: str, repeats: int) -> dict[str, dict[str, float]]:
+    """Best and median seconds of each call, in turns, after a first round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        name: {"best_s": round(min(times[1:]), 4), "median_s": round(statistics.median(times[1:]), 4)}
+        for name, times in seconds.items()
+    }
 
 
 def peak_memory_mib(call: Callable[[], object], device: str) -> float:
@@ -86,16 +96,17 @@ def peak_memory_mib(call: Callable[[], object], device: str) -> float:
 
 
 def measure(image: np.ndarray, masks: np.ndarray, device: str, repeats: int) -> dict[str, Any]:
-    together = timed(lambda: refine_masks(image, masks, CUTLER, device=device), device, repeats)
-    separate = timed(lambda: [refine_masks(image, m[None], CUTLER, device=device) for m in masks], device, repeats)
+    calls = {
+        "lattices": lambda: ImageKernels(image, CUTLER, device=device),
+        "together": lambda: refine_masks(image, masks, CUTLER, device=device),
+        "separate": lambda: [refine_masks(image, mask[None], CUTLER, device=device) for mask in masks],
+    }
+    times = timed(calls, device, repeats)
+    lattices = ImageKernels(image, CUTLER, device=device).lattices
     return {
-        "vertices": [
-            lattice.neighbours_DV2.shape[1] - 1 for lattice in ImageKernels(image, CUTLER, device=device).lattices
-        ],
-        "lattices": timed(lambda: ImageKernels(image, CUTLER, device=device), device, repeats),
-        "together": together,
-        "separate": separate,
-        "separate_over_together": round(separate["best_s"] / together["best_s"], 2),
+        "vertices": [lattice.neighbours_DV2.shape[1] - 1 for lattice in lattices],
+        **times,
+        "separate_over_together": round(times["separate"]["best_s"] / times["together"]["best_s"], 2),
     }
 
 
@@ -107,16 +118,20 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4, help="photos to measure")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls, after one that is not")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of photos, searched recursively")
+    parser.add_argument("--photos", type=Path, default=SHARED / "data" / "photos", help="folder of photos")
+    parser.add_argument(
+        "--arrays", type=Path, default=SHARED / "parity" / "densecrf.npz", help="npz with *_image arrays"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    images, masks = load_images(args.photos, args.size, args.images), patch_masks(args.size, args.masks)
+    images = load_images(args.photos, args.arrays, args.size, args.images)
+    masks = patch_masks(args.size, args.masks)
     first = next(iter(images.values()))
     memory = peak_memory_mib(lambda: refine_masks(first, masks, CUTLER, device=args.device), args.device)
     results = {name: measure(image, masks, args.device, args.repeats) for name, image in images.items()}
     report = {
         "benchmark": "crf",
-        "machine": {"processor": platform.processor() or platform.machine(), "torch": torch.__version__},
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__},
         "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
         "peak_memory_mib": memory,
         "together_worst_s": max(result["together"]["best_s"] for result in results.values()),

@@ -1,7 +1,7 @@
 """`patch-dct`: a classical patch descriptor with the interface of a backbone, for trying and testing without weights.
 
 Each 8 x 8 patch is described by its opponent colours, their spread, the low DCT coefficients and the band energies of
-its luminance, the colours and energies around it at two scales, and its position. The mean over the image is removed,
+its luminance, the same of its surroundings, and its position. The mean over the image is removed,
 so that the cosine of two patches tells whether they deviate from the image in the same way, and a seeded random
 projection gives the features the look of a network's.
 
@@ -84,8 +84,8 @@ def _opponent(images: Tensor) -> Tensor:
 
 
 def _context(local_BChw: Tensor) -> Tensor:
-    """Surroundings of each patch at two scales: the averages of the local channels over 3 x 3 and 7 x 7 patches."""
-    return torch.cat([_box_mean(local_BChw, 3), _box_mean(local_BChw, 7)], dim=1)
+    """Surroundings of each patch: the averages of its local channels over 3 x 3 patches."""
+    return CONTEXT_WEIGHT * _box_mean(local_BChw, 3)
 
 
 def _box_mean(x: Tensor, size: int) -> Tensor:
@@ -121,8 +121,9 @@ def _orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     return q.mT.float().contiguous()
 
 
-POSITION_WEIGHT = 0.3
+POSITION_WEIGHT = 0.1
+CONTEXT_WEIGHT = 0.7
 OUTLINE = 6
 LOCAL_CHANNELS = 3 + 3 + 5 + 3
-RAW_CHANNELS = 3 * LOCAL_CHANNELS + 4
+RAW_CHANNELS = 2 * LOCAL_CHANNELS + 4
 CLS_CHANNELS = 2 * LOCAL_CHANNELS + OUTLINE * OUTLINE

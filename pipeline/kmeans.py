@@ -108,6 +108,8 @@ def fit_kmeans(
     """
     if storage.exists(storage.join(out, ARTIFACT)):
         return load_kmeans(out)
+    if num_actors < 1:
+        raise ValueError(f"workers.size must be at least 1, got {num_actors}")
     if device not in ("cpu", "cuda"):
         raise ValueError(f"workers.device for k-means is 'cpu' or 'cuda', got {device!r}")
     gpus = gpus_per_actor if device == "cuda" else 0

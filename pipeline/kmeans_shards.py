@@ -153,8 +153,8 @@ class ShardPool:
     def __init__(
         self, parts: Sequence[str], num_actors: int, *, spherical: bool, device: str, cpus: float, gpus: float
     ) -> None:
-        count = max(1, min(num_actors, len(parts)))
-        bounds = [i * len(parts) // count for i in range(count + 1)]
+        count = min(num_actors, len(parts))
+        bounds = [i * len(parts) // max(count, 1) for i in range(count + 1)]
         self._ranges = [list(parts[a:b]) for a, b in itertools.pairwise(bounds)]
         self._resources = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD", "max_restarts": 0}
         self._arguments = {"spherical": spherical, "device": device, "threads": max(1, int(cpus))}

@@ -119,8 +119,8 @@ def _grass(rng: np.random.Generator, size: Size) -> Floats:
 
 def _water(rng: np.random.Generator, size: Size) -> Floats:
     rows = np.arange(size[0], dtype=np.float32)[:, None]
-    warp = 1.3 * _noise(rng, size, (18, 46)) + 0.5 * _noise(rng, size, (6, 18))
-    wave = np.sin(rows * np.float32(2 * np.pi / rng.uniform(11, 16)) + warp)
+    warp = 1.3 * _noise(rng, size, (14, 36)) + 0.5 * _noise(rng, size, (5, 14))
+    wave = np.sin(rows * np.float32(2 * np.pi / rng.uniform(8, 11)) + warp)
     hue = rng.uniform(0.52, 0.58)
     body = _mix(_colour(hue + 0.02, 0.80, 0.34), _colour(hue, 0.62, 0.62), 0.5 + 0.4 * wave)
     return _mix(body, _colour(hue, 0.12, 0.93), 0.6 * _ramp(wave + 0.25 * _noise(rng, size, (3, 9)), 0.85, 1.2))
@@ -128,17 +128,17 @@ def _water(rng: np.random.Generator, size: Size) -> Floats:
 
 def _sand(rng: np.random.Generator, size: Size) -> Floats:
     rows, columns = np.mgrid[: size[0], : size[1]].astype(np.float32)
-    turn, period = rng.uniform(-0.5, 0.5), rng.uniform(20, 32)
+    turn, period = rng.uniform(-0.5, 0.5), rng.uniform(11, 17)
     phase = (rows * np.cos(turn) + columns * np.sin(turn)) * (2 * np.pi / period)
-    ripples = np.sin(phase.astype(np.float32) + 1.1 * _noise(rng, size, (40, 60)))
+    ripples = np.sin(phase.astype(np.float32) + 1.1 * _noise(rng, size, (24, 40)))
     grain = rng.standard_normal(size, dtype=np.float32)
     hue = rng.uniform(0.09, 0.12)
     dark, bright = _colour(hue - 0.01, 0.46, 0.56), _colour(hue, 0.30, 0.92)
-    return _mix(dark, bright, np.clip(0.55 + 0.13 * ripples + 0.13 * grain, 0, 1))
+    return _mix(dark, bright, np.clip(0.55 + 0.10 * ripples + 0.13 * grain, 0, 1))
 
 
 def _bricks(rng: np.random.Generator, size: Size) -> Floats:
-    tall = rng.uniform(17, 23)
+    tall = rng.uniform(11, 14)
     wide = tall * 2.3
     rows, columns = np.mgrid[: size[0], : size[1]].astype(np.float32)
     rows += np.float32(rng.uniform(0, tall))
@@ -152,7 +152,7 @@ def _bricks(rng: np.random.Generator, size: Size) -> Floats:
     dark, bright = _colour(hue, 0.62, 0.36), _colour(hue + 0.01, 0.50, 0.68)
     brick = _mix(dark, bright, np.clip(0.5 + 0.16 * tone + 0.12 * rough, 0, 1))
     mortar = _colour(0.08, 0.16, 0.62) * (1 + 0.05 * rough[..., None])
-    return _mix(mortar, brick, _ramp(edge, 0.6, 2.0))
+    return _mix(mortar, brick, _ramp(edge, 0.4, 1.6))
 
 
 def _sky(rng: np.random.Generator, size: Size) -> Floats:
@@ -179,9 +179,9 @@ def _gloss(normal_x: Floats, normal_y: Floats, normal_z: Floats, sharpness: floa
 def _ball(rng: np.random.Generator, frame: Frame) -> tuple[Floats, Floats]:
     away = np.hypot(frame.x, frame.y)
     depth = np.sqrt(np.clip(1 - away**2, 0, 1))
-    paint, white = _colour(rng.uniform(0.975, 1.01), 0.86, 0.92), _colour(0.1, 0.06, 0.96)
+    paint, light = _colour(rng.uniform(0.975, 1.01), 0.88, 0.88), _colour(rng.uniform(0.07, 0.10), 0.78, 1.0)
     band = _ramp(np.abs(frame.u * 0.8 + depth * 0.35), 0.20, 0.26)
-    colour = _mix(white, paint, band) * _lit(frame.x, frame.y, depth)[..., None]
+    colour = _mix(light, paint, band) * _lit(frame.x, frame.y, depth)[..., None]
     return away - 1, _mix(colour, np.ones(3, np.float32), 0.75 * _gloss(frame.x, frame.y, depth, 40.0))
 
 

@@ -65,7 +65,7 @@ def join(uri: str, *names: str) -> str:
 
 def redact(text: str) -> str:
     """`text` without credentials inside URLs (`scheme://user:secret@host`, signed query strings)."""
-    text = re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
+    text = re.sub(r"(\w+://)(?:[^/@:\s]+:[^@\s]*|[^/@\s]+)@", r"\1***@", text)
     return re.sub(r"(?i)((?:X-Amz-[A-Z-]+|AWSAccessKeyId|Signature)=)[^&\s]+", r"\1***", text)
 
 

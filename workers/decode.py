@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import re
 import struct
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +30,8 @@ UPRIGHT = {  # EXIF 2.3, table 6: what puts row 0 at the top and column 0 at the
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's parsers raise on bytes that are not what they should be.
-BAD_DATA = (OSError, SyntaxError, ValueError)
+# What Pillow itself takes for a broken file where it reads a header; in reading pixels and EXIF it lets them through.
+BAD_DATA = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error)
 
 Pixels = NDArray[np.uint8]
 
@@ -126,7 +125,10 @@ def _upright(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         samples = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+        samples *= 255
+        samples += 32767
+        samples //= 65535
+        return Image.fromarray(samples.astype(np.uint8)).convert("RGB")
     if image.mode in {"I", "F"}:
         return Image.fromarray(_stretch(np.asarray(image))).convert("RGB")
     if not image.has_transparency_data:
@@ -137,9 +139,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _stretch(samples: NDArray[np.generic]) -> Pixels:
     values = samples.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    finite = np.isfinite(values)
+    low, high = (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0.0, 1.0)
     if samples.dtype.kind == "f" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-    return np.rint((values - low) * (255 / max(high - low, np.finfo(np.float64).tiny))).astype(np.uint8)
+    np.nan_to_num(values, copy=False, nan=low, posinf=high, neginf=low)
+    values -= low
+    values *= 255 / ((high - low) or 1.0)
+    return np.rint(values, out=values).astype(np.uint8)

@@ -102,8 +102,9 @@ class NearestCentroid:
         self._centroids_KD = np.ascontiguousarray(centroids_KD, np.float32)
         self._search = search or faiss_search()
         # A GEMM can give equal columns different last bits, so that faiss alone may pick any of several equal ones.
-        _, first, inverse = np.unique(self._centroids_KD, axis=0, return_index=True, return_inverse=True)
-        self._lowest = first[inverse.reshape(-1)].astype(np.int32)
+        first: dict[bytes, int] = {}
+        rows = enumerate(self._centroids_KD + np.float32(0))  # -0.0 + 0.0 is 0.0
+        self._lowest = np.array([first.setdefault(row.tobytes(), i) for i, row in rows], np.int32)
 
     def __call__(self, x_ND: np.ndarray) -> np.ndarray:
         labels = np.empty(len(x_ND), np.int32)
@@ -153,15 +154,15 @@ def assign(
 def cluster_sums(x_ND: np.ndarray, labels_N: np.ndarray, k: int, step: float) -> tuple[np.ndarray, np.ndarray]:
     """Sum and number of the rows of each cluster: (K, D) int64 in units of `step`, and (K,) int64. Exact.
 
-    `x_ND` must lie on the grid of `step`. A tile sums at most 2^12 integers of 2^24, which float64 holds exactly.
+    `x_ND` must lie on the grid of `step`. A tile sums at most 2^12 values of 2^24 steps, which float64 holds exactly.
     """
     sums = np.zeros((k, x_ND.shape[1]), np.int64)
     for start in range(0, len(x_ND), _TILE):
         labels = labels_N[start : start + _TILE]
-        steps_ND = np.multiply(x_ND[start : start + _TILE], 1 / step, dtype=np.float64)
+        tile_ND = x_ND[start : start + _TILE].astype(np.float64)
         pointers = np.arange(len(labels) + 1)
         one_hot_KN = scipy.sparse.csc_matrix((np.ones(len(labels)), labels, pointers), shape=(k, len(labels)))
-        sums += (one_hot_KN @ steps_ND).astype(np.int64)
+        sums += (one_hot_KN @ tile_ND / step).astype(np.int64)
     return sums, np.bincount(labels_N, minlength=k).astype(np.int64)
 
 

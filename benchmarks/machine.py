@@ -1,0 +1,23 @@
+"""What the benchmarks say of the machine that they ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def describe_machine(device: str = "cpu") -> dict[str, Any]:
+    """Processor, cores, versions, and the GPU when one was used."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+    described = {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
+    if device != "cpu":
+        described["gpu"] = torch.cuda.get_device_name(torch.device(device))
+    return described

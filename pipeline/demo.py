@@ -1,0 +1,73 @@
+"""`u2label demo`: scenes with known truth go through the whole pipeline, which never sees the truth, and are scored."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import storage
+from pipeline.config import Config, load_config
+from pipeline.demo_scores import PanopticRow, score_labels
+from pipeline.errors import ConfigError
+from pipeline.report import write_report
+from pipeline.runner import run
+from pipeline.scenes import write_scenes
+from pipeline.stages import Stage
+from workers.masks import decode_panoptic_png
+
+SCENES = 200
+SIZE = (320, 320)
+
+
+def run_demo(output: Path, config_path: Path, photos: Path | None, *, scenes: int = SCENES) -> dict[str, float]:
+    """Write scenes below `output`, label them, print their scores and the report's path; then `photos`, if given."""
+    if photos is not None and not photos.is_dir():
+        raise ConfigError(f"--photos: no folder {str(photos)!r}; give a folder of images")
+    folder = output / "scenes"
+    write_scenes(str(folder), scenes, seed=0, size=SIZE)
+    config = _config(config_path, folder / "images", output / "run")
+    summary = run(config)
+    scores = score_labels(str(folder), panoptic_rows(summary.stages["panoptic"]))
+    report = write_report(config.run.uri, None)
+    if photos is not None:
+        own = _config(config_path, photos, output / "photos", "source.format=auto", "maskcut.image_size=480")
+        run(own)
+        print(f"report of {photos}: {write_report(own.run.uri, None)}")
+    _print_scores(scores)
+    print(f"report of the scenes: {report}")
+    return scores
+
+
+def panoptic_rows(stage: Stage) -> Iterator[PanopticRow]:
+    """(image_id, ids, segments, scores) of every labelled image of a panoptic stage."""
+    for part in stage.parts():
+        table: pa.Table = pq.read_table(io.BytesIO(storage.read_bytes(part)))
+        for row in table.to_pylist():
+            if row["panoptic"] is not None:
+                scores = [segment["score"] for segment in row["segments"]]
+                yield row["image_id"], decode_panoptic_png(row["panoptic"]), row["segments"], scores
+
+
+def _config(path: Path, source: Path, run_folder: Path, *overrides: str) -> Config:
+    return load_config(str(path), [f"source.uri={source.absolute()}", f"run.uri={run_folder.absolute()}", *overrides])
+
+
+def _print_scores(scores: dict[str, float]) -> None:
+    table = Table("measure", "value", title=f"pseudo-labels of {scores['images']:.0f} scenes against their truth")
+    for name, meaning in (
+        ("AP50", "class-agnostic mask AP at IoU 0.5"),
+        ("AP", "class-agnostic mask AP, IoU 0.5 to 0.95"),
+        ("AR100", "class-agnostic mask AR, 100 detections"),
+        ("PQ_things", "panoptic quality of things"),
+        ("SQ_things", "segmentation quality of things"),
+        ("RQ_things", "recognition quality of things"),
+        ("PQ", "panoptic quality of things and stuff (no stuff is labelled: semantics.method is none)"),
+    ):
+        table.add_row(f"{name}: {meaning}", f"{100 * scores[name]:.1f} %")
+    Console(highlight=False).print(table)
