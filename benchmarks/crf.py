@@ -44,7 +44,7 @@ def textured_image(size: int) -> np.ndarray:
 
 
 def load_images(photos: Path, arrays: Path, size: int, count: int) -> dict[str, np.ndarray]:
-    """(size, size, 3) uint8 by name: `count` photos spread over the sorted folder and the `*_image` arrays of an npz."""
+    """(size, size, 3) uint8 by name: `count` photos spread over the sorted folder, the `*_image` arrays of an npz."""
     images = {}
     paths = sorted(path for path in photos.rglob("*") if path.suffix.lower() in SUFFIXES)
     for path in paths[:: max(1, len(paths) // count)][:count]:

@@ -2,8 +2,8 @@
 
 Each 8 x 8 patch is described by its opponent colours, their spread, the low DCT coefficients and the band energies of
 its luminance, the same of its surroundings, and its position. The mean over the image is removed,
-so that the cosine of two patches tells whether they deviate from the image in the same way, and a seeded random
-projection gives the features the look of a network's.
+so that the cosine of two patches tells whether they deviate from the image in the same way; a constant channel makes
+patches that hardly deviate at all alike. A seeded random projection gives the features the look of a network's.
 
 Shapes: B images, (h, w) patches, C raw channels, D projected channels.
 """
@@ -34,11 +34,13 @@ class PatchDCT:
 
     @torch.inference_mode()
     def keys(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB in [0, 1] -> (B, h*w, 384) float32, zero mean over the patches of an image."""
+        """(B, 3, H, W) RGB in [0, 1] -> (B, h*w, 384) float32: deviations from the mean over the image's patches."""
         local_BChw = self._local(images)
         raw_BChw = torch.cat([local_BChw, _context(local_BChw), _position(local_BChw)], dim=1)
         raw_BNC = raw_BChw.flatten(2).mT
-        return (raw_BNC - raw_BNC.mean(1, keepdim=True)) @ self._projection
+        deviation_BNC = raw_BNC - raw_BNC.mean(1, keepdim=True)
+        anchor_BN1 = torch.full_like(deviation_BNC[..., :1], ANCHOR)
+        return torch.cat([deviation_BNC, anchor_BN1], dim=-1) @ self._projection
 
     @torch.inference_mode()
     def cls(self, images: Tensor) -> Tensor:
@@ -123,7 +125,8 @@ def _orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 
 POSITION_WEIGHT = 0.1
 CONTEXT_WEIGHT = 0.7
+ANCHOR = 0.5  # about the deviation of a patch of plain background
 OUTLINE = 6
 LOCAL_CHANNELS = 3 + 3 + 5 + 3
-RAW_CHANNELS = 2 * LOCAL_CHANNELS + 4
+RAW_CHANNELS = 2 * LOCAL_CHANNELS + 4 + 1
 CLS_CHANNELS = 2 * LOCAL_CHANNELS + OUTLINE * OUTLINE

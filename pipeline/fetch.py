@@ -20,7 +20,7 @@ from workers.records import ImageRecord, Status
 
 READ_AHEAD = 4 << 20  # bytes fetched at a time from a Parquet column, and held
 BATCH_ROWS = 8  # rows decoded at a time from a Parquet column
-BATCHES_HELD = 8  # the window of decoded rows: as far as the threads of one fetch pool lie apart
+BATCHES_HELD = 10  # the window of decoded rows: more than a fetch pool runs ahead (workers.prefetch <= 64)
 # S3 error codes that speak of one object; every other refusal is about the store, the network or the credentials.
 OBJECT_ERRORS = frozenset({"AccessDenied", "403", "InvalidObjectState", "InvalidRange", "416"})
 
@@ -86,7 +86,8 @@ class ParquetRows:
             if row >= self._starts[-1]:
                 raise UnreadableRow(f"row {row} is not there: the file has {self._starts[-1]} rows")
             if not self._is_ahead(row):
-                self._seek(int(np.searchsorted(self._starts, row, side="right")) - 1)
+                self._window.clear()
+                self._enter(self._group_of(row))
             return self._value(row)
 
     def _open(self, uri: str) -> None:
@@ -104,15 +105,17 @@ class ParquetRows:
         rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
         self._unreadable = range(0)
-        self._seek(0)
+        self._window.clear()
+        self._enter(0)
         self._uri = uri
 
-    def _seek(self, group: int) -> None:
-        self._window.clear()
-        self._next = int(self._starts[group])
-        self._batches = self._file.iter_batches(
-            BATCH_ROWS, row_groups=range(group, self._file.num_row_groups), columns=[self._leaf], use_threads=False
-        )
+    def _enter(self, group: int) -> None:
+        # One group at a time: a reader of several looks ahead, and a broken group would cost the one before it.
+        self._next, self._group_end = int(self._starts[group]), int(self._starts[group + 1])
+        self._batches = self._file.iter_batches(BATCH_ROWS, row_groups=[group], columns=[self._leaf], use_threads=False)
+
+    def _group_of(self, row: int) -> int:
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
 
     def _is_ahead(self, row: int) -> bool:
         """Whether the row is in the window or comes without decoding a row group for nothing."""
@@ -128,16 +131,17 @@ class ParquetRows:
         return values[row - start].as_py() or b""
 
     def _decode_batch(self, row: int) -> None:
+        if self._next == self._group_end:
+            self._enter(self._group_of(self._next))
         try:
             values = next(self._batches).column(0)
         except (pa.ArrowException, OSError) as error:
+            self._window.clear()
             if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
                 self._uri = ""  # the store failed, not the page: start afresh when asked again
                 raise
-            group = int(np.searchsorted(self._starts, self._next, side="right")) - 1
-            self._unreadable = range(self._next, int(self._starts[group + 1]))
-            self._seek(group)
-            raise UnreadableRow(f"row {row} cannot be decoded: {error}") from error
+            self._unreadable, self._next = range(self._next, self._group_end), self._group_end
+            raise UnreadableRow(f"row {row} cannot be decoded: {str(error).strip()}") from error
         if pa.types.is_struct(values.type):
             values = pc.struct_field(values, "bytes")
         self._window.append((self._next, values))

@@ -175,6 +175,7 @@ def _fit_clusters(stage: Stage, config: Config, instances: Stage) -> None:
             num_actors=config.workers.size,
             cpus_per_actor=config.workers.cpus,
             device=config.workers.kmeans_device,
+            gpus_per_actor=config.workers.gpus or 1,
         )
     except ValueError as error:  # too few masks for k, or values that are not numbers
         raise StageFailed(str(error)) from error

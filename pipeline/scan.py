@@ -208,7 +208,7 @@ def _tar_records(tar: File, ignored: Ignored) -> Iterator[ImageRecord]:
 def _tar_members(uri: str, size: int) -> Iterator[tarfile.TarInfo]:
     """The members of a tar from its headers alone. ValueError names a tar that is compressed, truncated or corrupt."""
     name = storage.redact(uri)
-    end = 0
+    reached = 0
     with naming_the_source(uri), storage.open_input(uri, block_size=HEADER_BLOCK) as stream:
         if uri.lower().endswith(COMPRESSED_TARS) or stream.read(6).startswith(COMPRESSED_MAGIC):
             raise ValueError(
@@ -222,11 +222,12 @@ def _tar_members(uri: str, size: int) -> Iterator[tarfile.TarInfo]:
                     end = member.offset_data + (member.size if member.isreg() else 0)
                     if not member.offset < member.offset_data <= end <= size:
                         raise tarfile.ReadError(f"member '{image_id(member.name)}' does not end inside the file")
+                    reached = end
                     yield member
                 _check_end(stream, tar.offset)
         except (tarfile.TarError, ValueError, OverflowError) as error:
             raise ValueError(
-                f"source.uri: {name} is truncated or corrupt at byte {end} of {size}: {error}. "
+                f"source.uri: {name} is truncated or corrupt behind byte {reached} of {size}: {error}. "
                 "Copy it again, or take it out of the source"
             ) from error
 

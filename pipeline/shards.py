@@ -171,6 +171,7 @@ class PanopticShards(ShardActor):
             spherical=self.config.clusters.spherical,
             num_stuff=0,
             max_cover=self.config.panoptic.max_cover,
+            threads=max(1, math.floor(self.config.workers.cpus)),
         )
 
     def process(self, shard: int, phases: Phases) -> pa.Table:

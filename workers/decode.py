@@ -145,5 +145,6 @@ def _stretch(samples: NDArray[np.generic]) -> Pixels:
         low, high = 0.0, 1.0
     np.nan_to_num(values, copy=False, nan=low, posinf=high, neginf=low)
     values -= low
-    values *= 255 / ((high - low) or 1.0)
+    values *= 255
+    values /= (high - low) or 1.0
     return np.rint(values, out=values).astype(np.uint8)

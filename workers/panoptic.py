@@ -18,11 +18,14 @@ from workers.records import PANOPTIC_SCHEMA, READABLE, ImageRecord
 class PanopticWorker:
     """Holds the centroids. Things are categories 1..K by nearest centroid, stuff K+1..K+S."""
 
-    def __init__(self, centroids_KD: np.ndarray, *, spherical: bool, num_stuff: int, max_cover: float) -> None:
+    def __init__(
+        self, centroids_KD: np.ndarray, *, spherical: bool, num_stuff: int, max_cover: float, threads: int
+    ) -> None:
         self._centroids_KD = centroids_KD
         self._spherical = spherical
         self._num_stuff = num_stuff
         self._max_cover = max_cover
+        self._threads = threads
 
     def process(
         self, records: Sequence[ImageRecord], instances: pa.Table, semantics_nhw: Sequence[np.ndarray | None] | None
@@ -35,10 +38,17 @@ class PanopticWorker:
         if [record.image_id for record in records] != [row["image_id"] for row in rows]:
             raise ValueError("the parts of the index and of the instances hold different images; delete the part")
         maps = [None] * len(rows) if semantics_nhw is None else semantics_nhw
-        merged = [self._row(record, row, semantic) for record, row, semantic in zip(records, rows, maps, strict=True)]
+        categories = self._categories([embedding for row in rows for embedding in row["embedding"]])
+        ends = np.cumsum([len(row["embedding"]) for row in rows])[:-1]
+        merged = [
+            self._row(record, row, labels, semantic)
+            for record, row, labels, semantic in zip(records, rows, np.split(categories, ends), maps, strict=True)
+        ]
         return pa.Table.from_pylist(merged, schema=PANOPTIC_SCHEMA)
 
-    def _row(self, record: ImageRecord, row: dict[str, Any], semantic_hw: np.ndarray | None) -> dict[str, Any]:
+    def _row(
+        self, record: ImageRecord, row: dict[str, Any], categories_n: np.ndarray, semantic_hw: np.ndarray | None
+    ) -> dict[str, Any]:
         common = {key: row[key] for key in ("image_id", "height", "width", "status", "error")} | {"uri": record.uri}
         if row["status"] not in READABLE:
             return common | {"panoptic": None, "segments": [], "hidden_instances": 0}
@@ -46,7 +56,7 @@ class PanopticWorker:
         masks = [decode_rle(counts, height, width) for counts in row["rle"]]
         labels = merge_panoptic(
             np.stack(masks) if masks else np.zeros((0, height, width), bool),
-            self._categories(row["embedding"]),
+            categories_n,
             semantic_hw,
             num_things=len(self._centroids_KD),
             num_stuff=self._num_stuff,
@@ -62,5 +72,8 @@ class PanopticWorker:
     def _categories(self, embeddings: Sequence[Sequence[float]]) -> np.ndarray:
         if not embeddings:
             return np.zeros(0, np.int64)
-        labels, _ = assign(np.asarray(embeddings, np.float32), self._centroids_KD, spherical=self._spherical)
+        # A whole part at once and with the threads of the fit: the labels that k-means itself counted.
+        labels, _ = assign(
+            np.asarray(embeddings, np.float32), self._centroids_KD, spherical=self._spherical, threads=self._threads
+        )
         return labels.astype(np.int64) + 1  # cluster ids start at 0, category ids at 1

@@ -1,0 +1,78 @@
+"""A small source of generated scenes and ways to run and read it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline.scenes import write_scenes
+
+SCENES, SHARD_SIZE, SHARDS = 24, 3, 8
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(str(folder), SCENES, seed=7, size=(160, 160))
+    return folder / "images"
+
+
+@pytest.fixture
+def config_file(scenes: Path, tmp_path: Path) -> Path:
+    """A configuration that labels the scenes in a few seconds into `tmp_path / "run"`."""
+    config = {
+        "source": {"uri": str(scenes), "shard_size": SHARD_SIZE},
+        "run": {"uri": str(tmp_path / "run")},
+        "backbone": {"name": "patch-dct", "weights": "random:0"},
+        "maskcut": {"image_size": 160, "tau": 0.4, "max_masks": 2},
+        "embedding": {"crop_size": 64},
+        "clusters": {"k": 4},
+        "workers": {"size": 2, "cpus": 1, "memory_gb": 0.5},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture
+def start_u2label(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start the command in a process group of its own, as a user's shell does."""
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_memory_usage_threshold": "0.98",
+    }
+    environment.pop("RAY_ADDRESS", None)
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "pipeline.cli", *arguments]
+        return subprocess.Popen(
+            command,
+            env=environment,
+            cwd=tmp_path,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    return start
+
+
+def read_stage(run: Path, stage: str) -> pa.Table:
+    """All parts of the one fingerprint of a stage, in order."""
+    (folder,) = (run / stage).iterdir()
+    return pa.concat_tables([pq.read_table(part) for part in sorted(folder.glob("part-*.parquet"))])
+
+
+def rows(run: Path, stage: str) -> list[dict[str, Any]]:
+    return read_stage(run, stage).to_pylist()
