@@ -25,9 +25,9 @@ def connect(config: Config, address: str | None) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    _quieten_ray()
     if address:
-        ray.init(address=address, logging_level=logging.WARNING)
+        ray.init(address=address, logging_level=logging.ERROR)
     else:
         _start_local(config)
     try:
@@ -35,6 +35,15 @@ def connect(config: Config, address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _quieten_ray() -> None:
+    """Our own lines tell the progress; Ray's remarks stay in its log files."""
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)
 
 
 def check_resources(config: Config) -> None:
@@ -69,6 +78,6 @@ def _start_local(config: Config) -> None:
         num_cpus=max(os.cpu_count() or 1, math.ceil(workers.size * workers.cpus)) + 2,
         object_store_memory=RECEIPT_STORE_BYTES,
         include_dashboard=False,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         log_to_driver=False,
     )

@@ -54,7 +54,9 @@ class RunConfig(Section):
 
 
 class DecodeConfig(Section):
-    max_pixels: int = Field(50_000_000, ge=1)  # larger images become rows with status too_large, never decoded
+    max_pixels: int = Field(
+        50_000_000, ge=1, le=178_956_970
+    )  # (Pillow's own limit) larger images become rows with status too_large, never decoded
     min_side: int = Field(8, ge=1)  # pixels
 
 

@@ -48,6 +48,7 @@ def _configure_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = False
+    context.issue_detectors_config.detectors = []
     context.max_errored_blocks = 0  # never drop a block
     context.actor_init_retry_on_errors = False
     context.max_consecutive_actor_init_deaths = 3  # a node may die while it loads weights

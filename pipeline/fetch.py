@@ -6,9 +6,9 @@ Parquet file (`parquet_rows`) is here too, so that indexing and reading agree on
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from workers.records import ImageRecord, Status
 
+FILES_OPEN = 2  # a shard may end in one Parquet file and go on in the next
 READ_AHEAD = 4 << 20  # bytes fetched at a time from a Parquet column, and held
 BATCH_ROWS = 8  # rows decoded at a time from a Parquet column
 BATCHES_HELD = 10  # the window of decoded rows: more than a fetch pool runs ahead (workers.prefetch <= 64)
@@ -30,19 +31,30 @@ class UnreadableRow(OSError):
 
 
 class Fetcher:
-    """Reads the bytes of records. Safe to call from many threads; memory: a window of rows of one Parquet file."""
+    """Reads the bytes of records. Safe to call from many threads; memory: a window of rows of two Parquet files."""
 
     def __init__(self, image_column: str = "image") -> None:
         """`image_column`: the column of a Parquet source (`Index.image_column`); other sources ignore it."""
-        self._rows = ParquetRows(image_column)
+        self._image_column = image_column
+        self._lock = threading.Lock()
+        self._files: OrderedDict[str, ParquetRows] = OrderedDict()
 
     def fetch(self, record: ImageRecord) -> bytes:
         """The encoded image; empty for an empty file or a null. `fetch_status` judges what the store raises."""
         if record.length < 0:
-            return self._rows.read(record.uri, record.offset)
+            return self._parquet_file(record.uri).read(record.offset)
         if record.offset == 0:  # a tar's members lie behind a header, so this is a file of its own
             return storage.read_bytes(record.uri)
         return storage.read_bytes(record.uri, record.offset, record.length)
+
+    def _parquet_file(self, uri: str) -> ParquetRows:
+        with self._lock:
+            if uri not in self._files:
+                self._files[uri] = ParquetRows(uri, self._image_column)
+            self._files.move_to_end(uri)
+            while len(self._files) > FILES_OPEN:
+                self._files.popitem(last=False)  # closed once no thread reads it any more
+            return self._files[uri]
 
     @staticmethod
     def fetch_status(record: ImageRecord, error: Exception) -> tuple[Status, str]:
@@ -55,32 +67,39 @@ class Fetcher:
         code = str(response.get("Error", {}).get("Code", ""))
         gone = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | UnreadableRow)
         forbidden = isinstance(error, PermissionError) and not code
-        cut_short = type(error) is OSError and error.errno is None
-        if gone or forbidden or cut_short or code in OBJECT_ERRORS:
+        short = type(error) is OSError and error.errno is None  # storage.read_bytes
+        if gone or forbidden or short or code in OBJECT_ERRORS:
             return Status.MISSING, storage.redact(f"{record.uri}: {type(error).__name__}: {error}")
         raise error
 
 
 class ParquetRows:
-    """The values of an image column by row number, from one file at a time.
+    """The values of one image column of a file by row number.
 
     Rows are decoded in order and a window of the latest is kept, so that a pool that asks for them about in order reads
     every row group once, and a huge row group does not have to fit in memory.
     """
 
-    def __init__(self, column: str) -> None:
-        self._column = column
+    def __init__(self, uri: str, column: str) -> None:
+        """Opens the file. UnreadableRow when it is not the Parquet file any more that was indexed."""
         self._lock = threading.Lock()
-        self._uri = ""
-        self._source = contextlib.ExitStack()
+        source = storage.open_input(uri, block_size=0)
+        try:
+            self._file = pq.ParquetFile(source, buffer_size=READ_AHEAD, pre_buffer=False)
+            self._leaf = image_leaf(uri, self._file.schema_arrow, column)
+        except ValueError as error:  # ArrowInvalid is one too
+            raise UnreadableRow(str(error)) from error
+        footer = self._file.metadata
+        rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])  # first row of each group, and the end
         self._window: deque[tuple[int, pa.Array]] = deque(maxlen=BATCHES_HELD)  # (first row, values)
         self._unreadable = range(0)
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._next = self._group_end = 0
 
-    def read(self, uri: str, row: int) -> bytes:
-        """The bytes of a row, empty for a null. UnreadableRow, FileNotFoundError, OSError as the store gives them."""
+    def read(self, row: int) -> bytes:
+        """The bytes of a row, empty for a null. UnreadableRow, and what the store raises."""
         with self._lock:
-            if uri != self._uri:
-                self._open(uri)
             if row in self._unreadable:
                 raise UnreadableRow(f"row {row} lies in a page that cannot be decoded")
             if row >= self._starts[-1]:
@@ -88,26 +107,10 @@ class ParquetRows:
             if not self._is_ahead(row):
                 self._window.clear()
                 self._enter(self._group_of(row))
-            return self._value(row)
-
-    def _open(self, uri: str) -> None:
-        self._uri = ""  # should opening fail, no other file answers in its place
-        with contextlib.ExitStack() as opened:
-            source = opened.enter_context(storage.open_input(uri, block_size=0))
-            try:
-                self._file = pq.ParquetFile(source, buffer_size=READ_AHEAD, pre_buffer=False)
-                self._leaf = image_leaf(uri, self._file.schema_arrow, self._column)
-            except ValueError as error:  # ArrowInvalid is one too: the file has changed since it was indexed
-                raise UnreadableRow(str(error)) from error
-            self._source.close()
-            self._source = opened.pop_all()
-        footer = self._file.metadata
-        rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-        self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
-        self._unreadable = range(0)
-        self._window.clear()
-        self._enter(0)
-        self._uri = uri
+            while row >= self._next:
+                self._decode_batch()
+            start, values = next((start, values) for start, values in reversed(self._window) if start <= row)
+            return values[row - start].as_py() or b""
 
     def _enter(self, group: int) -> None:
         # One group at a time: a reader of several looks ahead, and a broken group would cost the one before it.
@@ -124,28 +127,27 @@ class ParquetRows:
         near = row - self._next < BATCH_ROWS * BATCHES_HELD
         return near or not np.any((self._starts > self._next) & (self._starts <= row))
 
-    def _value(self, row: int) -> bytes:
-        while row >= self._next:
-            self._decode_batch(row)
-        start, values = next((start, values) for start, values in reversed(self._window) if start <= row)
-        return values[row - start].as_py() or b""
-
-    def _decode_batch(self, row: int) -> None:
+    def _decode_batch(self) -> None:
         if self._next == self._group_end:
             self._enter(self._group_of(self._next))
         try:
             values = next(self._batches).column(0)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, StopIteration) as error:
             self._window.clear()
-            if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
-                self._uri = ""  # the store failed, not the page: start afresh when asked again
+            if isinstance(error, OSError) and not _is_arrows(error):
+                self._next = self._group_end = int(self._starts[-1])  # the store failed, not the page: start afresh
                 raise
-            self._unreadable, self._next = range(self._next, self._group_end), self._group_end
-            raise UnreadableRow(f"row {row} cannot be decoded: {str(error).strip()}") from error
+            first, self._unreadable, self._next = self._next, range(self._next, self._group_end), self._group_end
+            raise UnreadableRow(f"the page of row {first} cannot be decoded: {str(error).strip()}") from error
         if pa.types.is_struct(values.type):
             values = pc.struct_field(values, "bytes")
         self._window.append((self._next, values))
         self._next += len(values)
+
+
+def _is_arrows(error: OSError) -> bool:
+    """Whether Arrow made this error of bytes it read, and not the store of bytes it could not read."""
+    return type(error) is OSError and error.errno is None
 
 
 def image_leaf(uri: str, schema: pa.Schema, column: str) -> str:

@@ -61,7 +61,7 @@ def run(
             console.print(_opening(stage, len(pending)))
             if pending:
                 _require_inputs(stage, table)
-                _connect_once(connection, config, address)
+                _connect(connection, config, address)
                 _run_stage(stage, pending, config, table, max_failed_fraction)
             summary.computed[name] = len(pending)
     return summary
@@ -85,14 +85,11 @@ def _index(config: Config, reindex: bool) -> Index:
     return index
 
 
-def _connect_once(connection: ExitStack, config: Config, address: str | None) -> None:
-    """Start or join Ray when the first stage needs it, so that a run with nothing to do is quick."""
-    import ray
-
+def _connect(connection: ExitStack, config: Config, address: str | None) -> None:
+    """Start or join Ray when a stage needs it, so that a run with nothing to do is quick; once is enough."""
     from pipeline.cluster import connect
 
-    if not ray.is_initialized():
-        connection.enter_context(connect(config, address))
+    connection.enter_context(connect(config, address))
 
 
 def _pending(stage: Stage) -> list[int]:

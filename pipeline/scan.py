@@ -71,9 +71,10 @@ class Ignored:
 
     def __str__(self) -> str:
         parts = [f"{count} {extension}" for extension, count in sorted(self.extensions.items())]
-        parts += [f"{self.hidden} hidden"] * bool(self.hidden) + [f"{self.special} links or devices"] * bool(
-            self.special
-        )
+        if self.hidden:
+            parts.append(f"{self.hidden} hidden")
+        if self.special:
+            parts.append(f"{self.special} links or devices")
         return ", ".join(parts) or "nothing"
 
 
@@ -195,8 +196,10 @@ def _tar_records(tar: File, ignored: Ignored) -> Iterator[ImageRecord]:
         name = member.name.removeprefix("./")
         if _hidden(name):
             ignored.hidden += 1
+        elif member.isdir():
+            continue
         elif not member.isreg() or member.issparse():
-            ignored.special += not member.isdir()
+            ignored.special += 1
         elif _extension(name) not in IMAGE_EXTENSIONS:
             ignored.count(name)
         else:

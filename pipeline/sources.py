@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.fetch import Fetcher
-from pipeline.scan import Ignored, detect_format, image_id, naming_the_source, scan
+from pipeline.scan import Ignored, detect_format, image_id, scan
 from workers.records import INDEX_SCHEMA, SCHEMA_VERSION, ImageRecord
 
 __all__ = [
@@ -154,8 +154,8 @@ def check_source(uri: str, format: str = "auto", *, image_column: str = "image")
             failure = failure or error
         else:
             return record
-    with naming_the_source(uri):
-        raise failure or OSError("no image can be read")
+    reason = storage.redact(str(failure))
+    raise ValueError(f"source.uri: the first images of {storage.redact(uri)} cannot be read: {reason}") from failure
 
 
 def _batches(records: Iterable[ImageRecord], size: int) -> Iterator[list[ImageRecord]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from pipeline.config import Config, load_config
+from pipeline.runner import run
 from pipeline.scenes import write_scenes
 
 SCENES, SHARD_SIZE, SHARDS = 24, 3, 8
@@ -26,19 +29,38 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "images"
 
 
+@pytest.fixture(scope="session")
+def labelled(scenes: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the scenes; tests that change a run copy it."""
+    folder = tmp_path_factory.mktemp("labelled")
+    run(load_config(str(write_config(scenes, folder))))
+    return folder / "run"
+
+
 @pytest.fixture
 def config_file(scenes: Path, tmp_path: Path) -> Path:
     """A configuration that labels the scenes in a few seconds into `tmp_path / "run"`."""
+    return write_config(scenes, tmp_path)
+
+
+@pytest.fixture
+def finished(config_file: Path, labelled: Path) -> Config:
+    """The configuration of a run of its own that is already finished."""
+    shutil.copytree(labelled, config_file.parent / "run")
+    return load_config(str(config_file))
+
+
+def write_config(scenes: Path, folder: Path) -> Path:
     config = {
         "source": {"uri": str(scenes), "shard_size": SHARD_SIZE},
-        "run": {"uri": str(tmp_path / "run")},
+        "run": {"uri": str(folder / "run")},
         "backbone": {"name": "patch-dct", "weights": "random:0"},
         "maskcut": {"image_size": 160, "tau": 0.4, "max_masks": 2},
         "embedding": {"crop_size": 64},
         "clusters": {"k": 4},
-        "workers": {"size": 2, "cpus": 1, "memory_gb": 0.5},
+        "workers": {"size": 2, "cpus": 1, "memory_gb": 0.6},
     }
-    path = tmp_path / "config.yaml"
+    path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
 
@@ -54,7 +76,7 @@ def start_u2label(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     environment.pop("RAY_ADDRESS", None)
 
     def start(*arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "pipeline.cli", *arguments]
+        command = [sys.executable, "-m", "pipeline", *arguments]
         return subprocess.Popen(
             command,
             env=environment,

@@ -11,22 +11,18 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, StageFailed
 from pipeline.runner import run
 from pipeline.status import run_status
+from tests.integration.conftest import SCENES, SHARDS, rows
 from workers.masks import decode_panoptic_png, decode_rle
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def test_run_leaves_complete_parts_and_a_second_run_does_nothing(config_file: Path) -> None:
-    from tests.integration.conftest import SCENES, SHARDS, rows
-
-    config = load_config(str(config_file))
-    summary = run(config)
-    assert summary.computed == {"instances": SHARDS, "clusters": 1, "panoptic": SHARDS}
-    folder = Path(config.run.uri)
+def test_run_leaves_complete_parts_and_a_second_run_does_nothing(finished: Config) -> None:
+    folder = Path(finished.run.uri)
     instances, panoptic = rows(folder, "instances"), rows(folder, "panoptic")
     names = [f"scene-{i:05d}.jpg" for i in range(SCENES)]
     assert [row["image_id"] for row in instances] == names
@@ -40,34 +36,25 @@ def test_run_leaves_complete_parts_and_a_second_run_does_nothing(config_file: Pa
             assert np.linalg.norm(np.float32(embedding)) == pytest.approx(1, abs=1e-3)
     for row in panoptic:
         ids = decode_panoptic_png(row["panoptic"])
-        assert {s["id"]: s["area"] for s in row["segments"]} == {
-            int(i): int((ids == i).sum()) for i in np.unique(ids) if i
-        }
-        assert all(1 <= s["category"] <= 4 and s["is_thing"] for s in row["segments"])
-    assert run(config).computed == {"instances": 0, "clusters": 0, "panoptic": 0}
-    assert [stage.done for stage in run_status(config).stages] == [SHARDS, 1, SHARDS]
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "clusters",
-        "index",
-        "instances",
-        "latest.json",
-        "panoptic",
-        "receipts",
-    ]
+        areas = {int(i): int((ids == i).sum()) for i in np.unique(ids) if i}
+        assert {segment["id"]: segment["area"] for segment in row["segments"]} == areas
+        assert all(1 <= segment["category"] <= 4 and segment["is_thing"] for segment in row["segments"])
+    assert run(finished).computed == {"instances": 0, "clusters": 0, "panoptic": 0}
+    assert [stage.done for stage in run_status(finished).stages] == [SHARDS, 1, SHARDS]
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["clusters", "index", "instances", "latest.json", "panoptic", "receipts"]
 
 
-def test_other_tools_read_the_parts(config_file: Path) -> None:
-    config = load_config(str(config_file))
-    table = run(config).stages
+def test_other_tools_read_the_parts(finished: Config) -> None:
+    table = run(finished).stages
     for name in ("instances", "panoptic"):
         pattern = f"{table[name].folder}/part-*.parquet"
-        assert duckdb.sql(f"select count(*), count(distinct image_id) from '{pattern}'").fetchone() == (24, 24)
+        assert duckdb.sql(f"select count(*), count(distinct image_id) from '{pattern}'").fetchall() == [(24, 24)]
         assert len(pd.read_parquet(table[name].folder)) == 24
         assert pl.read_parquet(pattern).height == 24
     pattern = f"{table['instances'].folder}/part-*.parquet"
-    duck = duckdb.sql(f"select sum(len(rle)), sum(list_sum(area)), max(embedding[1][1]) from '{pattern}'").fetchone()
+    (duck,) = duckdb.sql(f"select sum(len(rle)), sum(list_sum(area)), max(embedding[1][1]) from '{pattern}'").fetchall()
     panda = pd.read_parquet(table["instances"].folder)
-    assert duck is not None
     assert duck[0] == panda["rle"].map(len).sum()
     assert duck[1] == panda["area"].map(sum).sum()
     metadata = pq.read_metadata(table["panoptic"].part(0)).metadata
@@ -76,33 +63,28 @@ def test_other_tools_read_the_parts(config_file: Path) -> None:
     assert metadata[b"u2label.categories"].count(b'"isthing": 1') == 4
 
 
-def test_a_deleted_part_is_the_only_one_computed_again(config_file: Path) -> None:
-    config = load_config(str(config_file))
-    stage = run(config).stages["instances"]
+def test_a_deleted_part_is_the_only_one_computed_again(finished: Config) -> None:
+    stage = run(finished).stages["instances"]
     before = {part: Path(part).stat().st_mtime_ns for part in stage.parts()}
     content = pq.read_table(stage.part(3))
     Path(stage.part(3)).unlink()
-    assert run(config).computed == {"instances": 1, "clusters": 0, "panoptic": 0}
+    assert run(finished).computed == {"instances": 1, "clusters": 0, "panoptic": 0}
     changed = [part for part in stage.parts() if Path(part).stat().st_mtime_ns != before[part]]
     assert changed == [stage.part(3)]
     assert pq.read_table(stage.part(3)).equals(content)
 
 
-def test_a_part_that_was_cut_short_is_computed_again(config_file: Path) -> None:
-    config = load_config(str(config_file))
-    stage = run(config).stages["panoptic"]
+def test_a_part_that_was_cut_short_is_computed_again(finished: Config) -> None:
+    stage = run(finished).stages["panoptic"]
     part = Path(stage.part(2))
     whole = part.read_bytes()
     part.write_bytes(whole[: len(whole) // 2])
-    assert run(config).computed == {"instances": 0, "clusters": 0, "panoptic": 1}
+    assert run(finished).computed == {"instances": 0, "clusters": 0, "panoptic": 1}
     assert pq.read_table(part).num_rows == 3
 
 
-def test_changing_tau_makes_new_parts_and_leaves_the_old_ones(config_file: Path) -> None:
-    from tests.integration.conftest import SHARDS
-
-    config = load_config(str(config_file))
-    first = run(config).stages
+def test_changing_tau_makes_new_parts_and_leaves_the_old_ones(finished: Config, config_file: Path) -> None:
+    first = run(finished).stages
     before = {part: Path(part).stat().st_mtime_ns for part in first["instances"].parts()}
     again = run(load_config(str(config_file), ["maskcut.tau=0.3"]))
     assert again.computed == {"instances": SHARDS, "clusters": 1, "panoptic": SHARDS}
@@ -112,35 +94,33 @@ def test_changing_tau_makes_new_parts_and_leaves_the_old_ones(config_file: Path)
     assert only_k.computed == {"instances": 0, "clusters": 1, "panoptic": SHARDS}
 
 
-def test_the_rows_do_not_depend_on_the_number_of_workers(config_file: Path, tmp_path: Path) -> None:
-    from tests.integration.conftest import rows
-
-    run(load_config(str(config_file), ["workers.size=1"]))
-    other = tmp_path / "other"
-    run(load_config(str(config_file), ["workers.size=3", f"run.uri={other}", "workers.prefetch=1"]))
+def test_the_rows_do_not_depend_on_the_number_of_workers(config_file: Path, labelled: Path) -> None:
+    config = load_config(str(config_file), ["workers.size=1", "workers.prefetch=1"])
+    assert run(config).computed == {"instances": SHARDS, "clusters": 1, "panoptic": SHARDS}
     for stage in ("instances", "panoptic"):
-        assert rows(tmp_path / "run", stage) == rows(other, stage)
+        assert rows(Path(config.run.uri), stage) == rows(labelled, stage)
 
 
-def test_too_many_clusters_for_the_masks_is_said_and_the_parts_are_kept(config_file: Path) -> None:
+def test_too_many_clusters_for_the_masks_is_said_and_the_parts_are_kept(finished: Config, config_file: Path) -> None:
     config = load_config(str(config_file), ["clusters.k=5000"])
     with pytest.raises(StageFailed, match=r"clusters\.k.*5000"):
         run(config)
     assert [stage.done for stage in run_status(config).stages] == [8, 0, 0]
 
 
-def test_a_shard_that_fails_leaves_the_others_and_its_traceback(config_file: Path) -> None:
-    config = load_config(str(config_file))
-    table = run(config, stages=["instances", "clusters"]).stages
+def test_a_shard_that_fails_leaves_the_others_and_its_traceback(finished: Config) -> None:
+    table = run(finished).stages
+    for part in table["panoptic"].parts():
+        Path(part).unlink()
     Path(table["instances"].part(5)).write_bytes(Path(table["instances"].part(4)).read_bytes())  # the wrong images
     with pytest.raises(StageFailed, match="panoptic: 1 of 8 shards are not done") as caught:
-        run(config)
+        run(finished)
     (failure,) = caught.value.failures
     assert failure.shard == 5
     assert "hold different images" in (failure.error or "")
-    assert run_status(config).stages[2].failed == [5]
+    assert run_status(finished).stages[2].failed == [5]
     with pytest.raises(StageFailed, match="stopped early"):
-        run(config, max_failed_fraction=0.0)
+        run(finished, max_failed_fraction=0.0)
 
 
 def test_a_stage_without_its_inputs_is_refused(config_file: Path) -> None:

@@ -1,12 +1,12 @@
-"""An S3 server for the tests of storage and sources."""
+"""An S3 server, and places on disk and in a bucket that tests run on alike."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline import storage
 
@@ -15,6 +15,8 @@ KEYS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret",
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -33,6 +35,14 @@ def s3_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     fs.mkdir(path)
     yield uri
     forget_filesystems()
+
+
+@pytest.fixture(params=["disk", "s3"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a test puts its images, on disk or in a bucket."""
+    if request.param == "disk":
+        return str(tmp_path / "source")
+    return storage.join(request.getfixturevalue("s3_bucket"), "source")
 
 
 def forget_filesystems() -> None:

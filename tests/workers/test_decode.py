@@ -18,7 +18,10 @@ from PIL import Image, PngImagePlugin
 from workers.decode import FORMATS, DecodeError, DecodeLimits, decode_image, resize_keep_aspect, resize_square
 from workers.records import Status
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.*")  # Pillow's remarks on broken EXIF and TIFF tags
+pytestmark = [  # Pillow's remarks on the broken files below
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL.*"),
+    pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+]
 
 LIMITS = DecodeLimits()
 ANY_SIZE = DecodeLimits(max_pixels=2_000_000, min_side=1)
