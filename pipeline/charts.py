@@ -96,9 +96,9 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 def short(value: float) -> str:
     """1234 -> 1,234; 52000 -> 52k; 3400000 -> 3.4M; small numbers as they are."""
-    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / max(size, 1e3) * (10 if suffix == 'k' else 1):.3g}{suffix}"
+    for least, unit, suffix in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / unit:.3g}{suffix}"
     return f"{value:,.6g}"
 
 

@@ -22,7 +22,7 @@ Ids = NDArray[np.int32]
 Color = tuple[int, int, int]
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-FILL = 0.42  # opacity of a segment
+FILL = 0.5  # opacity of a segment
 FADE = 0.78  # how far the background of a crop goes to white
 OVERSAMPLING = 2  # drawn larger and shrunk, so that outlines are smooth
 JPEG_QUALITY = 80
@@ -49,7 +49,7 @@ def oklch(lightness: float, chroma: float, turn: float) -> Color:
 
 def category_color(category: int) -> Color:
     """A colour for each category >= 0, always the same: hues a golden ratio apart, in three strengths."""
-    lightness, chroma = ((0.72, 0.19), (0.60, 0.21), (0.82, 0.15))[category % 3]
+    lightness, chroma = ((0.70, 0.19), (0.58, 0.22), (0.80, 0.17))[category % 3]
     return oklch(lightness, chroma, (0.08 + category * GOLDEN_RATIO) % 1)
 
 
@@ -85,7 +85,7 @@ def draw_overlay(photo_hw3: Pixels, ids_hw: Ids, colors: Mapping[int, Color], he
     large = height * OVERSAMPLING, width * OVERSAMPLING
     ids = _resize_ids(ids_hw, *large)
     canvas = shrink(photo_hw3, *large).astype(np.float32)
-    outlines = inner_outline(ids, 3 * OVERSAMPLING // 2)
+    outlines = inner_outline(ids, 2 * OVERSAMPLING)
     for segment, color in colors.items():
         inside = ids == segment
         canvas[inside] += FILL * (np.array(color, np.float32) - canvas[inside])
@@ -103,7 +103,7 @@ def cut_out(photo_hw3: Pixels, mask_hw: NDArray[np.bool_], color: Color, size: i
         raise ValueError("the mask is empty")
     window = _window(mask_hw)
     photo, mask = photo_hw3[window], mask_hw[window]
-    height, width = size_within(*mask.shape, size, size)
+    height, width = size_within(mask.shape[0], mask.shape[1], size, size)
     large = height * OVERSAMPLING, width * OVERSAMPLING
     inside = _resize_ids(mask.astype(np.int32), *large)
     canvas = shrink(np.ascontiguousarray(photo), *large).astype(np.float32)
@@ -114,7 +114,7 @@ def cut_out(photo_hw3: Pixels, mask_hw: NDArray[np.bool_], color: Color, size: i
 
 
 def inner_outline(ids_hw: Ids, thickness: int) -> NDArray[np.bool_]:
-    """(H, W) bool: pixels of a segment within `thickness` (chessboard) of another id. The photo's edge is no outline."""
+    """(H, W) bool: pixels of a segment within `thickness` (chessboard) of another id. The photo's edge is not one."""
     side = 2 * thickness + 1
     differs: NDArray[np.bool_] = maximum_filter(ids_hw, side, mode="nearest") != minimum_filter(
         ids_hw, side, mode="nearest"

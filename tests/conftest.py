@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from pipeline import storage
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 RAY_ENVIRONMENT = {
@@ -15,6 +18,9 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_memory_usage_threshold": "0.98",
 }
+
+
+KEYS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +42,35 @@ def ray_session() -> Iterator[None]:
         ray.init(num_cpus=4, object_store_memory=150 * 2**20, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URI of an empty bucket, reached as any bucket is: endpoint and keys from the standard AWS variables."""
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": s3_endpoint}.items():
+        monkeypatch.setenv(name, value)
+    forget_filesystems()
+    uri = f"s3://bucket-{uuid.uuid4().hex}"
+    fs, path = storage.filesystem(uri)
+    fs.mkdir(path)
+    yield uri
+    forget_filesystems()
+
+
+def forget_filesystems() -> None:
+    """The next filesystem reads the AWS variables afresh."""
+    import s3fs
+
+    storage._filesystem.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -20,6 +20,8 @@ from pipeline.runner import run
 from pipeline.scenes import write_scenes
 
 SCENES, SHARD_SIZE, SHARDS = 24, 3, 8
+DEADLINE_S = 120
+Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +68,7 @@ def write_config(scenes: Path, folder: Path) -> Path:
 
 
 @pytest.fixture
-def start_u2label(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+def start_u2label(tmp_path: Path) -> Start:
     """Start the command in a process group of its own, as a user's shell does."""
     environment = os.environ | {
         "RAY_AUTH_MODE": "disabled",
@@ -98,3 +100,9 @@ def read_stage(run: Path, stage: str) -> pa.Table:
 
 def rows(run: Path, stage: str) -> list[dict[str, Any]]:
     return read_stage(run, stage).to_pylist()
+
+
+def finish(process: subprocess.Popen[str], code: int) -> str:
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == code, output
+    return output

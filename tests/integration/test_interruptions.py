@@ -6,16 +6,11 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-import pytest
 
-from tests.integration.conftest import SHARDS, rows
-
-Start = Callable[..., subprocess.Popen[str]]
-DEADLINE_S = 120
+from tests.integration.conftest import DEADLINE_S, SHARDS, Start, finish, rows
 
 
 def wait_for_parts(run: Path, count: int, process: subprocess.Popen[str]) -> None:
@@ -32,19 +27,6 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [child for child in children if "InstanceShards" in " ".join(child.cmdline())]
 
 
-def finish(process: subprocess.Popen[str], code: int) -> str:
-    output, _ = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == code, output
-    return output
-
-
-@pytest.fixture
-def undisturbed(config_file: Path, tmp_path: Path, start_u2label: Start) -> Path:
-    run = tmp_path / "undisturbed"
-    finish(start_u2label("run", str(config_file), "--set", f"run.uri={run}", "--set", "workers.size=1"), 0)
-    return run
-
-
 def assert_same_rows(run: Path, undisturbed: Path) -> None:
     for stage in ("instances", "panoptic"):
         assert rows(run, stage) == rows(undisturbed, stage)
@@ -52,15 +34,21 @@ def assert_same_rows(run: Path, undisturbed: Path) -> None:
 
 
 def test_killed_worker_killed_driver_and_ctrl_c(
-    config_file: Path, tmp_path: Path, undisturbed: Path, start_u2label: Start
+    config_file: Path, tmp_path: Path, labelled: Path, start_u2label: Start
 ) -> None:
     """One run folder survives, one after the other: SIGKILL of the driver, Ctrl-C, SIGKILL of a worker."""
     run = tmp_path / "run"
     killed = start_u2label("run", str(config_file), "--set", "workers.size=1")
     wait_for_parts(run, 1, killed)
-    family = psutil.Process(killed.pid).children(recursive=True)
+    workers, family = workers_of(killed), psutil.Process(killed.pid).children(recursive=True)
+    assert workers
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait(timeout=DEADLINE_S)
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive  # workers end with their driver
+    for process in family:  # Ray's agents outlive it
+        if process.is_running():
+            process.kill()
     assert (run / "lease.json").exists()  # nobody gave it back; the next run sees that its holder is dead
 
     interrupted = start_u2label("run", str(config_file), "--set", "workers.size=1")
@@ -73,11 +61,12 @@ def test_killed_worker_killed_driver_and_ctrl_c(
     survivor = start_u2label("run", str(config_file), "--set", "workers.size=1")
     done = len(list(run.glob("instances/*/part-*.parquet")))
     wait_for_parts(run, min(done + 1, SHARDS), survivor)
-    for worker in workers_of(survivor):
+    workers = workers_of(survivor)
+    assert workers
+    for worker in workers:
         worker.kill()
     finish(survivor, 0)
-    assert_same_rows(run, undisturbed)
-    psutil.wait_procs(family, timeout=30)
+    assert_same_rows(run, labelled)
 
 
 def test_two_runs_cannot_share_a_folder(config_file: Path, tmp_path: Path, start_u2label: Start) -> None:

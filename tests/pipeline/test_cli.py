@@ -1,0 +1,59 @@
+"""The command: help, exit codes, errors without tracebacks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+
+RUNNER = CliRunner()
+
+
+def write(folder: Path, **overrides: str) -> str:
+    (folder / "photos").mkdir(exist_ok=True)
+    path = folder / "c.yaml"
+    path.write_text(
+        f"source: {{uri: {folder / 'photos'}}}\nrun: {{uri: {folder / 'run'}}}\n"
+        "backbone: {name: patch-dct, weights: 'random:0'}\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("command", ["run", "status", "plan", "report", "demo"])
+def test_every_command_has_help(command: str) -> None:
+    result = RUNNER.invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_config_show_fills_in_defaults(tmp_path: Path) -> None:
+    result = RUNNER.invoke(app, ["config", "show", write(tmp_path), "--set", "maskcut.tau=0.2"])
+    assert result.exit_code == 0
+    assert "tau: 0.2" in result.output
+    assert "k: 300" in result.output
+
+
+def test_a_typo_ends_with_code_2_and_one_paragraph(tmp_path: Path) -> None:
+    result = RUNNER.invoke(app, ["run", write(tmp_path), "--set", "maskcut.tao=0.2"])
+    assert result.exit_code == 2
+    assert "maskcut.tao: unknown key; did you mean 'tau'?" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_source_without_images_ends_with_code_2(tmp_path: Path) -> None:
+    result = RUNNER.invoke(app, ["run", write(tmp_path)])
+    assert result.exit_code == 2
+    assert "source.uri" in result.output
+
+
+def test_status_and_plan_before_anything_was_done(tmp_path: Path) -> None:
+    status = RUNNER.invoke(app, ["status", write(tmp_path), "--json"])
+    assert status.exit_code == 0
+    assert json.loads(status.output)["images"] is None
+    assert "nothing done yet" in RUNNER.invoke(app, ["status", write(tmp_path)]).output
+    assert "nothing is measured yet" in RUNNER.invoke(app, ["plan", write(tmp_path)]).output
+    assert not (tmp_path / "run").exists()

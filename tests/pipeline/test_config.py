@@ -1,0 +1,91 @@
+"""The configuration: defaults, overrides, and errors that name the key, the value and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import Config, load_config
+from pipeline.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "c.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_defaults_are_the_published_ones(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "source: {uri: photos}\nrun: {uri: out}\n"))
+    assert (config.maskcut.tau, config.maskcut.max_masks, config.maskcut.image_size) == (0.15, 3, 480)
+    assert (config.backbone.name, config.backbone.weights) == ("dino_vitb8", "official")
+    assert config.source.uri == str(Path("photos").absolute())
+    assert config.clusters_seed == config.seed == 0
+
+
+def test_overrides_reach_nested_keys_and_win(tmp_path: Path) -> None:
+    path = write(tmp_path, "source: {uri: a}\nrun: {uri: out}\nmaskcut: {tau: 0.2}\n")
+    config = load_config(path, ["maskcut.tau=0.3", "clusters.seed=5", "source.uri=s3://bucket/x/", "seed=2"])
+    assert (config.maskcut.tau, config.clusters_seed, config.seed) == (0.3, 5, 2)
+    assert config.source.uri == "s3://bucket/x"
+
+
+def test_shown_configuration_loads_to_itself(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "source: {uri: a}\nrun: {uri: out}\n"))
+    again = load_config(write(tmp_path, config.to_yaml()))
+    assert again == config
+    assert Config.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("run: {uri: x}", [], r"source: is required"),
+        (
+            "source: {uri: a, shard_sze: 3}\nrun: {uri: x}",
+            [],
+            r"source.shard_sze: unknown key; did you mean 'shard_size'",
+        ),
+        ("source: {uri: a}\nrun: {uri: x}\nzzz: 1", [], r"zzz: unknown key; known keys: source, run"),
+        ("source: {uri: a}\nrun: {uri: x}", ["maskcut.tau=3"], r"maskcut.tau: Input should be less than 1 \(got 3\)"),
+        ("source: {uri: a}\nrun: {uri: x}", ["backbone.name=vit"], r"backbone.name: is not one of dino_vits16"),
+        ("source: {uri: a}\nrun: {uri: x}", ["clusters.k=many"], r"clusters.k: .*integer.*'many'"),
+        ("source: {uri: ''}\nrun: {uri: x}", [], r"source.uri: is empty"),
+        ("source: {uri: a}\nrun: {uri: x}", ["workers.device=cuda"], r"needs workers.gpus above 0"),
+        ("source: {uri: a}\nrun: {uri: x}", ["maskcut.tau"], r"write it as section.key=value"),
+        ("source: {uri: a}\nrun: {uri: x}\nseed: 1", ["seed.x=1"], r"'seed' is a value, not a section"),
+        ("source: {uri: a}\nrun: {uri: x}", ["backbone.sha256=abc"], r"backbone.sha256"),
+        ("[1, 2]", [], r"must hold a mapping of sections, got list"),
+        ("a: [", [], r"is not valid YAML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, text), overrides)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"no config file 'nowhere\.yaml'"):
+        load_config("nowhere.yaml")
+
+
+def test_secrets_in_a_wrong_value_are_not_printed(tmp_path: Path) -> None:
+    path = write(tmp_path, "source: {uri: a, format: 's3://key:hunter2@host/x'}\nrun: {uri: x}")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configs_are_valid_short_and_commented(path: Path) -> None:
+    load_config(str(path))
+    lines = path.read_text().splitlines()
+    assert len(lines) < 80
+    keys = [line for line in lines if line.startswith("  ") and ":" in line and not line.lstrip().startswith("#")]
+    uncommented = [line for line in keys if "#" not in line]
+    assert len(uncommented) <= len(keys) / 3
+    assert isinstance(yaml.safe_load(path.read_text()), dict)

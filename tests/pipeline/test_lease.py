@@ -1,0 +1,68 @@
+"""The lease on a run folder: exclusive, renewed, given back, and taken over from the dead."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import LeaseHeld
+from pipeline.lease import run_lease
+
+
+def test_a_second_holder_is_told_who_has_it(tmp_path: Path) -> None:
+    with run_lease(str(tmp_path)):
+        with (
+            pytest.raises(LeaseHeld, match=r"in use by process \d+ on .* choose another run.uri"),
+            run_lease(str(tmp_path)),
+        ):
+            pass
+        assert (tmp_path / "lease.json").exists()
+    assert not (tmp_path / "lease.json").exists()
+    with run_lease(str(tmp_path)):
+        pass
+
+
+def test_it_is_given_back_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), run_lease(str(tmp_path)):
+        raise ZeroDivisionError
+    assert not (tmp_path / "lease.json").exists()
+
+
+def test_it_is_renewed_while_held(tmp_path: Path) -> None:
+    with run_lease(str(tmp_path), lifetime_s=0.4):
+        first = json.loads((tmp_path / "lease.json").read_text())["expires"]
+        time.sleep(0.6)
+        assert json.loads((tmp_path / "lease.json").read_text())["expires"] > first
+        with pytest.raises(LeaseHeld), run_lease(str(tmp_path)):
+            pass
+
+
+def test_a_dead_process_of_this_machine_loses_it_at_once(tmp_path: Path) -> None:
+    code = "import os, sys\nfrom pipeline.lease import run_lease\nwith run_lease(sys.argv[1]): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
+    assert (tmp_path / "lease.json").exists()
+    with run_lease(str(tmp_path)):
+        pass
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"id": "x", "host": "elsewhere", "pid": 1, "process_started": 0, "expires": 5}', b'{"id": "x", "ho'],
+    ids=["expired on another machine", "half written"],
+)
+def test_a_stale_lease_is_taken_over(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "lease.json").write_bytes(content)
+    with run_lease(str(tmp_path)):
+        assert json.loads((tmp_path / "lease.json").read_text())["id"] != "x"
+
+
+def test_a_living_lease_of_another_machine_is_respected(tmp_path: Path) -> None:
+    held = {"id": "x", "host": "elsewhere", "pid": 1, "process_started": 0, "expires": time.time() + 60}
+    (tmp_path / "lease.json").write_text(json.dumps(held))
+    with pytest.raises(LeaseHeld, match="process 1 on elsewhere"), run_lease(str(tmp_path)):
+        pass

@@ -1,0 +1,38 @@
+"""Receipts are kept, the newest of a shard counts, and rows add up by status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.receipts import Receipt, ReceiptLog, count_rows, read_receipts
+
+
+def receipt(shard: int, *, ok: bool = True, rows: dict[str, int] | None = None) -> Receipt:
+    return Receipt("instances", "abc", shard, ok, 1.5, rows or {}, {"crf": 0.5}, error=None if ok else "boom\nü")
+
+
+def test_round_trip() -> None:
+    for original in (receipt(1, rows={"ok": 2}), receipt(2, ok=False)):
+        assert Receipt.from_json(original.to_json()) == original
+
+
+def test_the_newest_receipt_of_a_shard_counts(tmp_path: Path) -> None:
+    first = ReceiptLog(str(tmp_path), "instances", "abc")
+    first.append(receipt(0, rows={"ok": 3}))
+    first.append(receipt(1, ok=False))
+    first.flush()
+    second = ReceiptLog(str(tmp_path), "instances", "abc")
+    second.append(receipt(1, rows={"ok": 1, "empty": 2}))
+    second.flush()
+    other = ReceiptLog(str(tmp_path), "instances", "other")
+    other.append(receipt(7))
+    other.flush()
+    found = read_receipts(str(tmp_path), "instances", "abc")
+    assert [(r.shard, r.ok, r.images) for r in found] == [(0, True, 3), (1, True, 3)]
+    assert count_rows(found) == {"ok": 4, "empty": 2}
+
+
+def test_no_receipts_yet(tmp_path: Path) -> None:
+    assert read_receipts(str(tmp_path), "instances", "abc") == []
+    ReceiptLog(str(tmp_path), "instances", "abc").flush()
+    assert not (tmp_path / "receipts").exists()

@@ -1,0 +1,81 @@
+"""Fingerprints: what changes them, what does not, and what counts as a finished part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config
+from pipeline.sources import Index, build_index
+from pipeline.stages import Stage, done_shards, index_folder, resolve_stages
+
+
+def config(**sections: dict[str, object]) -> Config:
+    base: dict[str, dict[str, object]] = {
+        "source": {"uri": "/photos"},
+        "run": {"uri": "/run"},
+        "backbone": {"name": "patch-dct", "weights": "random:0"},
+    }
+    return Config.model_validate(base | sections)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(10):
+        (photos / f"{i}.jpg").write_bytes(b"photo")
+    return build_index(str(tmp_path / "index"), str(photos), shard_size=4)
+
+
+def fingerprints(settings: Config, index: Index) -> tuple[str, str, str]:
+    table = resolve_stages(settings, index)
+    return table["instances"].fingerprint, table["clusters"].fingerprint, table["panoptic"].fingerprint
+
+
+def test_a_change_reaches_its_stage_and_all_below(index: Index) -> None:
+    base = fingerprints(config(), index)
+    assert fingerprints(config(), index) == base
+    for change, first_changed in (
+        ({"maskcut": {"tau": 0.2}}, 0),
+        ({"backbone": {"name": "patch-dct", "weights": "random:1"}}, 0),
+        ({"decode": {"min_side": 9}}, 0),
+        ({"crf": {"iterations": 5}}, 0),
+        ({"clusters": {"k": 7}}, 1),
+        ({"clusters": {"seed": 7}}, 1),
+        ({"panoptic": {"max_cover": 0.5}}, 2),
+    ):
+        changed = [a != b for a, b in zip(fingerprints(config(**change), index), base, strict=True)]
+        assert changed == [i >= first_changed for i in range(3)], change
+
+
+def test_how_the_work_is_done_changes_nothing(index: Index) -> None:
+    base = fingerprints(config(), index)
+    assert fingerprints(config(workers={"size": 7, "batch_size": 4, "cpus": 2}, run={"uri": "/else"}), index) == base
+    assert fingerprints(config(clusters={"seed": 0}), index) == base  # the default, said aloud
+
+
+def test_weights_file_enters_by_its_content(tmp_path: Path, index: Index) -> None:
+    (tmp_path / "a.pth").write_bytes(b"one")
+    (tmp_path / "b.pth").write_bytes(b"one")
+    names = {"a": str(tmp_path / "a.pth"), "b": str(tmp_path / "b.pth")}
+    prints = {k: fingerprints(config(backbone={"name": "dino_vits8", "weights": v}), index) for k, v in names.items()}
+    assert prints["a"] == prints["b"]
+    (tmp_path / "b.pth").write_bytes(b"two")
+    assert fingerprints(config(backbone={"name": "dino_vits8", "weights": names["b"]}), index) != prints["a"]
+
+
+def test_index_folder_depends_on_the_source_alone() -> None:
+    assert index_folder(config()) == index_folder(config(maskcut={"tau": 0.3}))
+    assert index_folder(config()) != index_folder(config(source={"uri": "/photos", "shard_size": 5}))
+
+
+def test_only_whole_parts_are_done(tmp_path: Path) -> None:
+    stage = Stage("instances", "shard", "f", str(tmp_path), 4)
+    assert done_shards(stage) == set()
+    Path(stage.part(0)).write_bytes(b"PAR1....PAR1")
+    Path(stage.part(1)).write_bytes(b"PAR1....PA")
+    Path(stage.part(2)).write_bytes(b"")
+    (tmp_path / ".tmp-part-00003.parquet-x").write_bytes(b"PAR1....PAR1")
+    assert done_shards(stage) == {0}

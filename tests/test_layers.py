@@ -1,0 +1,45 @@
+"""The layers: model <- workers <- pipeline, ray in `pipeline` alone, and cheap imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+THIRD_PARTY = {
+    "model": {"torch", "torchvision", "timm", "numpy", "scipy", "safetensors", "pycocotools"},
+    "workers": {"torch", "numpy", "scipy", "pyarrow", "PIL", "faiss", "pycocotools"},
+}
+OWN = {"model": {"model"}, "workers": {"model", "workers"}, "pipeline": {"model", "workers", "pipeline"}}
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Top-level names of everything a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            yield (node.module or "").split(".")[0]
+
+
+@pytest.mark.parametrize("package", ["model", "workers", "pipeline"])
+def test_a_layer_imports_only_what_lies_below(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    for file in files:
+        for name in imports(file):
+            if name in {"model", "workers", "pipeline", "tests", "benchmarks"}:
+                assert name in OWN[package], f"{file.relative_to(ROOT)} imports {name}"
+            elif package in THIRD_PARTY and name not in sys.stdlib_module_names:
+                assert name in THIRD_PARTY[package], f"{file.relative_to(ROOT)} imports {name}"
+
+
+def test_the_command_line_loads_neither_torch_nor_ray() -> None:
+    code = "import sys, pipeline.cli, pipeline.config; sys.exit(bool({'torch', 'ray', 'pyarrow'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
