@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import psutil
 import ray
+import ray.data
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
@@ -27,7 +28,12 @@ def connect(config: Config, address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _quieten_ray()
     if address:
-        ray.init(address=address, logging_level=logging.ERROR)
+        try:
+            ray.init(address=address, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"--address: cannot join the Ray cluster {address!r}: {error}; is it running, and reachable from here?"
+            ) from error
     else:
         _start_local(config)
     try:
@@ -39,9 +45,8 @@ def connect(config: Config, address: str | None) -> Iterator[None]:
 
 def _quieten_ray() -> None:
     """Our own lines tell the progress; Ray's remarks stay in its log files."""
-
     logging.getLogger("ray").setLevel(logging.ERROR)
-    for handler in logging.getLogger("ray.data").handlers:
+    for handler in logging.getLogger(ray.data.__name__).handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)
 

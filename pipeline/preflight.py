@@ -55,7 +55,7 @@ def check_run_folder(run_uri: str) -> None:
         storage.write_bytes(probe, content)
         read = storage.read_bytes(probe)
         storage.remove(probe)
-    except (OSError, ValueError) as error:
+    except storage.store_errors(run_uri) as error:
         raise ConfigError(
             f"run.uri: cannot write to {storage.redact(run_uri)}: {storage.redact(str(error))}; "
             "choose a folder or bucket that you may write to, or mend its permissions or credentials"

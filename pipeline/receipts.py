@@ -61,12 +61,14 @@ class ReceiptLog:
             self._written_at = time.monotonic()
 
 
-def read_receipts(run_uri: str, stage: str, fingerprint: str) -> list[Receipt]:
-    """The newest receipt of every shard of a stage, by shard."""
+def read_receipts(run_uri: str, stage: str, fingerprint: str | None = None) -> list[Receipt]:
+    """The newest receipt of every shard of a stage, by shard; without a fingerprint, those of its last run alone."""
     folder = storage.join(run_uri, "receipts")
-    names = [n for n in storage.list_folder(folder) if n.startswith(f"{stage}-{fingerprint}-") and n.endswith(".jsonl")]
+    prefix = f"{stage}-{fingerprint}-" if fingerprint else f"{stage}-"
+    names = [name for name in storage.list_folder(folder) if name.startswith(prefix) and name.endswith(".jsonl")]
+    names.sort(key=lambda name: int(name.removesuffix(".jsonl").rsplit("-", 1)[1]))  # by start time
     newest: dict[int, Receipt] = {}
-    for name in names:  # the start time in the name sorts them
+    for name in names if fingerprint else names[-1:]:
         for line in storage.read_bytes(storage.join(folder, name)).decode().splitlines():
             receipt = Receipt.from_json(line)
             newest[receipt.shard] = receipt

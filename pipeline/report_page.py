@@ -16,7 +16,7 @@ from pipeline.receipts import read_receipts
 from pipeline.report_pictures import Crop, Drawer, Picture
 from pipeline.sources import Index
 from pipeline.stages import ARTIFACT, STAGES, Stage
-from pipeline.status import StageStatus, _stage_status
+from pipeline.status import StageStatus, stage_status
 from workers.decode import DecodeLimits
 from workers.records import READABLE
 
@@ -108,7 +108,7 @@ class Page:
 
 def describe(run: Run, *, max_photos: int, max_clusters: int) -> Page:
     """Everything the page shows. Reads parts, receipts and the artifact, and fetches the photos it shows."""
-    statuses = [_stage_status(run.uri, stage) for stage in run.stages.values()]
+    statuses = [stage_status(run.uri, stage) for stage in run.stages.values()]
     counts = rows.count_rows(run.stages["instances"], run.done["instances"], statuses[0])
     places = rows.sample_images(run.index, run.done["instances"], max_photos)
     fit = _Fit.read(run) if run.fitted else None

@@ -81,7 +81,8 @@ def _index(config: Config, reindex: bool) -> Index:
         )
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
-    console.print(f"index: {index.images} images in {index.shards} shards")
+    ignored = f"; not taken: {index.ignored}" if str(index.ignored) else ""
+    console.print(f"index: {index.images} images in {index.shards} shards{ignored}")
     return index
 
 
@@ -131,6 +132,8 @@ def _run_stage(
 def _run_shard_stage(
     stage: Stage, pending: list[int], config: Config, table: dict[str, Stage], max_failed_fraction: float
 ) -> None:
+    from ray.exceptions import RayError
+
     from pipeline.engine import run_shards
     from pipeline.shards import ACTORS, StageJob
 
@@ -146,6 +149,8 @@ def _run_shard_stage(
                 failures += [] if receipt.ok else [receipt]
                 if len(failures) > max_failed_fraction * len(pending):
                     raise StageFailed(f"{stage.name}: stopped early, {len(failures)} shards failed", failures)
+    except RayError as error:  # a worker that cannot start, a cluster that went away
+        raise StageFailed(f"{stage.name}: Ray gave up: {storage.redact(str(error))}", failures) from error
     finally:
         log.flush()
     missing = _pending(stage)

@@ -11,7 +11,6 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from model.backbone import resolve_weights
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.sources import Index
@@ -41,6 +40,8 @@ class Stage:
 
 def resolve_stages(config: Config, index: Index) -> dict[str, Stage]:
     """Every stage of the config by name, in the order they run. Reads the weights file for its checksum."""
+    from model.backbone import resolve_weights  # loads torch, which a look at a run can do without
+
     backbone = config.backbone
     weights = resolve_weights(backbone.name, backbone.weights, sha256=backbone.sha256).identity
     instances = _fingerprint(

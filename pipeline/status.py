@@ -18,7 +18,8 @@ from pipeline.stages import Stage, done_shards, index_folder, is_fitted, resolve
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage as it stands. Rates are of the receipts of done shards, None before there are any."""
+    """One stage as it stands. Rates are of the receipts of done shards; of the stage's last run with other settings
+    before there are any; None before that."""
 
     stage: str
     kind: str
@@ -57,18 +58,20 @@ def run_status(config: Config) -> RunStatus:
         table = resolve_stages(config, index)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
-    stages = [_stage_status(config.run.uri, stage) for stage in table.values()]
+    stages = [stage_status(config.run.uri, stage) for stage in table.values()]
     return RunStatus(run, source, index.images, index.shards, config.workers.size, stages)
 
 
-def _stage_status(run_uri: str, stage: Stage) -> StageStatus:
+def stage_status(run_uri: str, stage: Stage) -> StageStatus:
+    """One stage of the run folder, from its listing and its receipts."""
     receipts = read_receipts(run_uri, stage.name, stage.fingerprint)
     if stage.kind == "fit":
         done, shards = {0} if is_fitted(stage) else set(), 1
     else:
         done, shards = done_shards(stage), stage.shards
     good = [receipt for receipt in receipts if receipt.ok and receipt.shard in done]
-    images, wall = sum(r.images for r in good), sum(r.wall_s for r in good)
+    measured = good or [r for r in read_receipts(run_uri, stage.name) if r.ok]  # else with other settings
+    images, wall = sum(r.images for r in measured), sum(r.wall_s for r in measured)
     return StageStatus(
         stage=stage.name,
         kind=stage.kind,
@@ -81,7 +84,7 @@ def _stage_status(run_uri: str, stage: Stage) -> StageStatus:
         failed=[r.shard for r in receipts if not r.ok and r.shard not in done],
         seconds=_add_phases(good),
         images_per_worker_second=images / wall if images and wall else None,
-        bytes_per_image=sum(r.bytes for r in good) / images if images else None,
+        bytes_per_image=sum(r.bytes for r in measured) / images if images else None,
     )
 
 
@@ -133,26 +136,31 @@ def print_plan(status: RunStatus, *, as_json: bool = False) -> None:
         return
     table = Table("stage", "to do", "images", "time", "size", title=f"{status.workers} workers")
     for step in steps:
-        seconds, size = step["seconds"], step["bytes"]
         table.add_row(
-            str(step["stage"]),
-            f"{step['pending']} of {step['shards']}",
-            str(step["images"]),
-            "not measured" if seconds is None else f"{seconds:.0f} s",
-            "not measured" if size is None else f"{size / 2**20:.1f} MiB",
+            step.stage,
+            f"{step.pending} of {step.shards}",
+            str(step.images),
+            "not measured" if step.seconds is None else f"{step.seconds:.0f} s",
+            "not measured" if step.bytes is None else f"{step.bytes / 2**20:.1f} MiB",
         )
     console.print(table)
 
 
-def _step(stage: StageStatus, status: RunStatus) -> dict[str, str | int | float | None]:
+@dataclass(frozen=True)
+class PlanStep:
+    """What is left of one stage. `seconds` with all workers and `bytes` are None before a rate was measured."""
+
+    stage: str
+    pending: int
+    shards: int
+    images: int
+    seconds: float | None
+    bytes: float | None
+
+
+def _step(stage: StageStatus, status: RunStatus) -> PlanStep:
     pending = stage.shards - stage.done
     images = round((status.images or 0) * pending / max(stage.shards, 1))
-    rate = stage.images_per_worker_second
-    return {
-        "stage": stage.stage,
-        "pending": pending,
-        "shards": stage.shards,
-        "images": images,
-        "seconds": 0.0 if not pending else images / (rate * status.workers) if rate else None,
-        "bytes": 0.0 if not pending else images * stage.bytes_per_image if stage.bytes_per_image else None,
-    }
+    rate, size = stage.images_per_worker_second, stage.bytes_per_image
+    seconds = 0.0 if not pending else images / (rate * status.workers) if rate else None
+    return PlanStep(stage.stage, pending, stage.shards, images, seconds, images * size if size else None)

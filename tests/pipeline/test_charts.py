@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,22 +18,17 @@ from pipeline.charts import BOTTOM, LEFT, RIGHT, TOP, bar_chart, integer_bins, l
         (0, 42, [0, 20, 40, 60]),
         (33.7, 48.2, [30, 35, 40, 45, 50]),
         (0, 1, [0, 0.5, 1]),
-        (5, 5, [4, 6]),
-        (0, 0, [0, 0.5, 1]),
+        (0, 0, [0, 0.5]),
     ],
 )
 def test_ticks_are_round_and_cover_the_values(low: float, high: float, expected: list[float]) -> None:
-    ticks = nice_ticks(low, high)
-    assert ticks[0] <= low and ticks[-1] >= high
-    assert len(ticks) >= 2
-    if low != high:
-        assert ticks == expected
+    assert nice_ticks(low, high) == expected
 
 
 @given(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9))
 def test_ticks_rise_and_are_few(a: float, b: float) -> None:
     ticks = nice_ticks(min(a, b), max(a, b))
-    assert all(x < y for x, y in zip(ticks[:-1], ticks[1:], strict=True))
+    assert all(x < y for x, y in itertools.pairwise(ticks))
     assert 2 <= len(ticks) <= 7
 
 

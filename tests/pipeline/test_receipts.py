@@ -29,6 +29,7 @@ def test_the_newest_receipt_of_a_shard_counts(tmp_path: Path) -> None:
     other.flush()
     found = read_receipts(str(tmp_path), "instances", "abc")
     assert [(r.shard, r.ok, r.images) for r in found] == [(0, True, 3), (1, True, 3)]
+    assert [r.shard for r in read_receipts(str(tmp_path), "instances")] == [7]
     assert count_rows(found) == {"ok": 4, "empty": 2}
 
 
