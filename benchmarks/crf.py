@@ -10,9 +10,6 @@ folder `shared/data/photos` beside the checkout; without any, one textured image
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import resource
 import statistics
 import sys
@@ -23,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import describe_machine, publish
 from PIL import Image
 from scipy import ndimage
 
@@ -122,6 +120,7 @@ def main() -> None:
     parser.add_argument(
         "--arrays", type=Path, default=SHARED / "parity" / "densecrf.npz", help="npz with *_image arrays"
     )
+    parser.add_argument("--output", type=Path, help="JSON file to keep the result in")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     images = load_images(args.photos, args.arrays, args.size, args.images)
@@ -131,13 +130,15 @@ def main() -> None:
     results = {name: measure(image, masks, args.device, args.repeats) for name, image in images.items()}
     report = {
         "benchmark": "crf",
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__},
-        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        "machine": describe_machine(args.device),
+        "threads": args.threads,
+        "size": args.size,
+        "masks": args.masks,
         "peak_memory_mib": memory,
         "together_worst_s": max(result["together"]["best_s"] for result in results.values()),
         "images": results,
     }
-    print(json.dumps(report, indent=2))
+    publish(report, args.output)
 
 
 if __name__ == "__main__":

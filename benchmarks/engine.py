@@ -9,7 +9,6 @@ left out (`ratio`) and counted (`ratio_with_start`), and the worker's peak memor
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import tempfile
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from machine import describe_machine
+from machine import describe_machine, publish
 
 from pipeline.cluster import connect
 from pipeline.config import Config
@@ -105,10 +104,7 @@ def main() -> None:
         ),
         "peak_memory_mb": {"first_shard": round(engines[0][2][0]), "last_shard": round(engines[0][2][-1])},
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.output:
-        options.output.write_text(text + "\n")
+    publish(result, options.output)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,8 @@ the parts and k-means++ are not timed. A time is the median over the iterations.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from machine import describe_machine, publish
 
 from pipeline.kmeans import IterationReport, KMeansSettings, fit_kmeans
 
@@ -80,18 +78,16 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--k", type=int, default=300)
     parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     x = clustered_rows(args.rows, args.dim, args.k)
     seeds = tuple(int(row) for row in np.random.default_rng(1).choice(args.rows, args.k, replace=False))
     settings = KMeansSettings(k=args.k, seed_rows=seeds, max_iterations=args.iterations, tolerance=0)
     gflop = 2 * args.rows * args.dim * args.k / 1e9
     report: dict[str, Any] = {
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "faiss": faiss.__version__,
-        },
-        **vars(args),
+        "benchmark": "kmeans",
+        "machine": describe_machine() | {"faiss": faiss.__version__},
+        **{name: value for name, value in vars(args).items() if name != "output"},
         "runs": [],
     }
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else ray writes a token into the home folder
@@ -107,8 +103,7 @@ def main() -> None:
             run["fastest_over_faiss_fastest"] = run["fastest_iteration"] / base["fastest_iteration"]
             report["runs"].append({"actors": threads, **run})
     ray.shutdown()
-    json.dump(report, sys.stdout, indent=1)
-    print()
+    publish(report, args.output)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from pathlib import Path
@@ -21,3 +22,11 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
     if device != "cpu":
         described["gpu"] = torch.cuda.get_device_name(torch.device(device))
     return described
+
+
+def publish(result: dict[str, Any], output: Path | None) -> None:
+    """Print a result as JSON, and keep it in a file when one is named."""
+    text = json.dumps(result, indent=2)
+    print(text)
+    if output:
+        output.write_text(text + "\n")

@@ -70,4 +70,9 @@ def _print_scores(scores: dict[str, float]) -> None:
         ("PQ", "panoptic quality of things and stuff (no stuff is labelled: semantics.method is none)"),
     ):
         table.add_row(f"{name}: {meaning}", f"{100 * scores[name]:.1f} %")
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"{scores['unmapped_segments']:.0f} of {scores['segments']:.0f} segments are of classes that match no true "
+        "category one to one; panoptic quality counts them as void"
+    )

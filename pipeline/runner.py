@@ -81,8 +81,7 @@ def _index(config: Config, reindex: bool) -> Index:
         )
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
-    ignored = f"; not taken: {index.ignored}" if str(index.ignored) else ""
-    console.print(f"index: {index.images} images in {index.shards} shards{ignored}")
+    console.print(f"index: {index.images} images in {index.shards} shards; left out: {index.ignored}")
     return index
 
 
