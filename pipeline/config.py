@@ -26,6 +26,8 @@ def _absolute(uri: str) -> str:
     """A local path made absolute, so that workers on the same machine find it from any folder."""
     if not uri:
         raise ValueError("is empty; give a folder, a file or a URL such as s3://bucket/prefix")
+    if storage.redact(uri) != uri:
+        raise ValueError("holds credentials; give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE")
     uri = uri.removeprefix("file://")
     return uri.rstrip("/") if storage.is_remote(uri) else str(Path(uri).expanduser().absolute())
 

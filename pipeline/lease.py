@@ -6,6 +6,7 @@ holder is dead on this machine, or that was not renewed for its lifetime, is tak
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -96,4 +97,5 @@ def _lives(held: dict[str, Any]) -> bool:
 
 def _renew(uri: str, owner: dict[str, Any], lifetime_s: float, stop: threading.Event) -> None:
     while not stop.wait(lifetime_s / 4):
-        storage.write_bytes(uri, _dump(owner, lifetime_s))
+        with contextlib.suppress(*storage.store_errors(uri)):  # an outage: the next turn comes before the lease ends
+            storage.write_bytes(uri, _dump(owner, lifetime_s))

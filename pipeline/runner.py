@@ -49,6 +49,8 @@ def run(
         raise ConfigError(f"--stages: {', '.join(unknown)} is unknown; the stages are {', '.join(STAGES)}")
     check_all(config)
     with run_lease(config.run.uri), ExitStack() as connection:
+        for folder in (config.run.uri, storage.join(config.run.uri, "receipts"), index_folder(config)):
+            _remove_litter(folder)
         index = _index(config, reindex)
         table = resolve_stages(config, index)
         summary = RunSummary(table, index)
@@ -121,7 +123,7 @@ def _require_inputs(stage: Stage, table: dict[str, Stage]) -> None:
 def _run_stage(
     stage: Stage, pending: list[int], config: Config, table: dict[str, Stage], max_failed_fraction: float
 ) -> None:
-    _remove_litter(stage)
+    _remove_litter(stage.folder)
     if stage.kind == "fit":
         _fit_clusters(stage, config, table["instances"])
     else:
@@ -136,7 +138,7 @@ def _run_shard_stage(
     from pipeline.engine import run_shards
     from pipeline.shards import ACTORS, StageJob
 
-    job = StageJob(stage, config, index_folder(config), table, _metadata(stage, config))
+    job = StageJob(stage, _pinned(config), index_folder(config), table, _metadata(stage, config))
     log = ReceiptLog(config.run.uri, stage.name, stage.fingerprint)
     failures: list[Receipt] = []
     try:
@@ -183,11 +185,23 @@ def _fit_clusters(stage: Stage, config: Config, instances: Stage) -> None:
     console.print(f"clusters: {len(result.inertia)} iterations, inertia {result.inertia[-1]:.6g}")
 
 
-def _remove_litter(stage: Stage) -> None:
-    """Temporary files of a worker that was killed while it wrote. The lease says nobody is writing now."""
-    for name in storage.list_folder(stage.folder):
+def _remove_litter(folder: str) -> None:
+    """Temporary files of a process that was killed while it wrote. The lease says nobody is writing now."""
+    for name in storage.list_folder(folder):
         if name.startswith(storage.TEMPORARY):
-            storage.remove(storage.join(stage.folder, name))
+            storage.remove(storage.join(folder, name))
+
+
+def _pinned(config: Config) -> Config:
+    """The config with the checksum of the weights that this process read: another node must not have another file."""
+    from model.backbone import resolve_weights
+
+    backbone = config.backbone
+    weights = resolve_weights(backbone.name, backbone.weights, sha256=backbone.sha256)
+    if weights.path is None:
+        return config
+    pin = backbone.model_copy(update={"sha256": weights.identity.removeprefix("sha256:")})
+    return config.model_copy(update={"backbone": pin})
 
 
 def _metadata(stage: Stage, config: Config) -> dict[str, str]:

@@ -123,6 +123,16 @@ def test_a_shard_that_fails_leaves_the_others_and_its_traceback(finished: Config
         run(finished, max_failed_fraction=0.0)
 
 
+def test_litter_of_a_killed_writer_is_removed(finished: Config) -> None:
+    stage = run(finished).stages["panoptic"]
+    litter = [Path(finished.run.uri) / ".tmp-latest.json-1", Path(stage.folder) / ".tmp-part-00000.parquet-1"]
+    for path in litter:
+        path.write_bytes(b"half")
+    Path(stage.part(0)).unlink()
+    run(finished)
+    assert not any(path.exists() for path in litter)
+
+
 def test_a_stage_without_its_inputs_is_refused(config_file: Path) -> None:
     with pytest.raises(StageFailed, match="panoptic needs the stage instances"):
         run(load_config(str(config_file)), stages=["panoptic"])
