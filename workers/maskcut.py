@@ -54,7 +54,12 @@ class Cut:
 
 @torch.inference_mode()
 def maskcut(
-    feats_BND: Tensor, grid: tuple[int, int], *, tau: float, max_masks: int, solver: Solver = "iterative"
+    feats_BND: Tensor | np.ndarray,
+    grid: tuple[int, int],
+    *,
+    tau: float,
+    max_masks: int,
+    solver: Solver = "iterative",
 ) -> list[MaskCut]:
     """(B, N, D) patch features of a (h, w) grid -> up to `max_masks` disjoint masks an image.
 
@@ -69,9 +74,15 @@ def maskcut(
 
 @torch.inference_mode()
 def maskcut_stages(
-    feats_BND: Tensor, grid: tuple[int, int], *, tau: float, max_masks: int, solver: Solver = "iterative"
+    feats_BND: Tensor | np.ndarray,
+    grid: tuple[int, int],
+    *,
+    tau: float,
+    max_masks: int,
+    solver: Solver = "iterative",
 ) -> list[list[Cut]]:
     """As `maskcut`, with every decision of every stage: (B lists of max_masks cuts)."""
+    feats_BND = torch.as_tensor(feats_BND)
     _check(feats_BND, grid, tau, max_masks, solver)
     edges_BNN = affinity_edges(feats_BND, tau)
     cuttable = _cuttable(edges_BNN)

@@ -40,7 +40,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("grid", [(12, 12), (8, 20)])
 def test_objects_are_found_one_after_the_other(grid: tuple[int, int], solver: Any) -> None:
     boxes = [(2, 2, 6, 7), (4, 9, 7, 11)]
-    masks, eigenvectors = maskcut(blobs(grid, boxes), grid, tau=0.3, max_masks=2, solver=solver)[0]
+    masks, eigenvectors = maskcut(blobs(grid, boxes).numpy(), grid, tau=0.3, max_masks=2, solver=solver)[0]
     assert masks.shape == eigenvectors.shape == (2, *grid)
     found = {i for mask in masks for i, box in enumerate(boxes) if iou(mask, box_mask(grid, box)) == 1}
     assert found == {0, 1}
