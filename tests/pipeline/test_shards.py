@@ -77,7 +77,6 @@ def test_reference_bad_inputs_all_become_rows(shared_dir: Path, tmp_path: Path) 
     assert statuses["text.jpg"] == statuses["truncated_half.jpg"] == "undecodable"
     assert statuses["constant.png"] == "no_masks"
     assert statuses["exif_rotated.jpg"] in {"ok", "no_masks"}
-    assert receipt.peak_memory_mb < 2500
 
 
 def test_an_exception_is_a_failed_receipt_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
