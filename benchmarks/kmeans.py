@@ -91,7 +91,7 @@ def main() -> None:
         "runs": [],
     }
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else ray writes a token into the home folder
-    ray.init(num_cpus=4, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         parts = write_parts(Path(folder), x)
         for threads in (1, 2):

@@ -80,6 +80,7 @@ def _start_local(config: Config) -> None:
             "lower them"
         )
     ray.init(
+        address="local",  # never a cluster that happens to run on this machine: --address names that one
         num_cpus=max(os.cpu_count() or 1, math.ceil(workers.size * workers.cpus)) + 2,
         object_store_memory=RECEIPT_STORE_BYTES,
         include_dashboard=False,

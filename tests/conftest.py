@@ -39,7 +39,7 @@ def ray_session() -> Iterator[None]:
             patch.setenv(name, value)
         import ray
 
-        ray.init(num_cpus=4, object_store_memory=150 * 2**20, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=4, object_store_memory=150 * 2**20, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
 
