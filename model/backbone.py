@@ -1,7 +1,8 @@
 """Frozen feature extractors: DINO and DINOv2 vision transformers (through timm) and the weight-free `patch-dct`.
 
-A backbone gives two things: the *keys* of the last block for MaskCut (all heads concatenated, CLS dropped, neither
-normalised nor passed through the final norm; CutLER, arXiv 2301.11320) and the CLS token after the final norm.
+A backbone gives three things: the *keys* of the last block for MaskCut (all heads concatenated, CLS dropped, neither
+normalised nor passed through the final norm; CutLER, arXiv 2301.11320), the CLS token after the final norm, and the
+patch *tokens* after the final norm, which are the teacher features of STEGO (arXiv 2203.08414).
 Nothing is trained here. Attention runs fused, so no N x N attention matrix is ever stored.
 
 Shapes: B images, (H, W) pixels, (h, w) patches, N = h * w, D channels.
@@ -43,6 +44,10 @@ class Backbone(Protocol):
 
     def cls(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D) float32."""
+        ...
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, h*w, D) float32."""
         ...
 
 
@@ -127,10 +132,18 @@ class ViTBackbone:
     @torch.inference_mode()
     def cls(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, D) float32 CLS token after the final norm."""
+        return self._vit.norm(self._all_blocks(images)[:, 0]).float()
+
+    @torch.inference_mode()
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, h*w, D) float32 after the final norm; CLS and registers are dropped."""
+        return self._vit.norm(self._all_blocks(images)[:, self._vit.num_prefix_tokens :]).float()
+
+    def _all_blocks(self, images: Tensor) -> Tensor:
         tokens = self._embed(images)
         for block in self._vit.blocks:
             tokens = block(tokens)
-        return self._vit.norm(tokens[:, 0]).float()
+        return tokens
 
     def _embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, prefix + N, D) tokens with positions added."""

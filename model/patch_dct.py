@@ -43,6 +43,19 @@ class PatchDCT:
         return torch.cat([deviation_BNC, anchor_BN1], dim=-1) @ self._projection
 
     @torch.inference_mode()
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in [0, 1] -> (B, h*w, 384) float32: what a patch looks like, whatever the rest of its image.
+
+        There are no blocks whose outputs could be told from their keys. But the mean of `keys` over an image is the
+        same for every image, so that neighbours by mean feature, as STEGO takes them, would be picked by rounding.
+        Here a fixed typical texture is taken off instead of the image's own mean.
+        """
+        local_BChw = self._local(images)
+        local_BChw[:, -len(TYPICAL_TEXTURE) :] -= local_BChw.new_tensor(TYPICAL_TEXTURE)[:, None, None]
+        raw_BChw = torch.cat([local_BChw, _context(local_BChw), _position(local_BChw)], dim=1)
+        return raw_BChw.flatten(2).mT @ self._projection[:-1]
+
+    @torch.inference_mode()
     def cls(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> (B, 384) float32: colour, texture and outline of what is not filled in."""
         local_BChw = self._local(images)
@@ -126,6 +139,7 @@ def _orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 POSITION_WEIGHT = 0.1
 CONTEXT_WEIGHT = 0.7
 ANCHOR = 0.5  # about the deviation of a patch of plain background
+TYPICAL_TEXTURE = (0.8, 0.6, 0.4)  # about the band energies of a photo's patches, which are never negative
 OUTLINE = 6
 LOCAL_CHANNELS = 3 + 3 + 5 + 3
 RAW_CHANNELS = 2 * LOCAL_CHANNELS + 4 + 1

@@ -24,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+evaluate_app = typer.Typer(help="Score a run against human labels.", no_args_is_help=True)
+app.add_typer(evaluate_app, name="evaluate")
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
@@ -39,9 +41,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def run(
     config: ConfigPath,
     overrides: Overrides = None,
-    stages: Annotated[
-        str | None, typer.Option(help="Only these, comma-separated: instances,clusters,panoptic.")
-    ] = None,
+    stages: Annotated[str | None, typer.Option(help="Only these, comma-separated, such as instances,clusters.")] = None,
     address: Address = None,
     max_failed_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="Stop a stage early when more than this share of its shards failed.")
@@ -51,11 +51,10 @@ def run(
     """Do everything that is not done yet. The same command continues after any interruption."""
     with _user_errors(), _stop_on_sigterm():
         from pipeline.runner import run as run_stages
-        from pipeline.stages import STAGES
         from pipeline.status import print_status, run_status
 
         loaded = _load(config, overrides)
-        chosen = tuple(name.strip() for name in stages.split(",")) if stages else STAGES
+        chosen = tuple(name.strip() for name in stages.split(",")) if stages else None
         run_stages(loaded, stages=chosen, address=address, max_failed_fraction=max_failed_fraction, reindex=reindex)
         print_status(run_status(loaded))
 
@@ -103,6 +102,36 @@ def demo(
         from pipeline.demo import run_demo
 
         run_demo(output, config, photos)
+
+
+@evaluate_app.command("semantic")
+def evaluate_semantic(
+    run_or_config: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or the run's config file.")],
+    labels: Annotated[str, typer.Argument(metavar="LABELS", help="Folder of PNGs of class ids, named as the images.")],
+    names: Annotated[
+        str | None, typer.Option(help="Names: a,b,c from value 0, a YAML or JSON file {value: name}, or coco-stuff-27.")
+    ] = None,
+    ignore: Annotated[list[int] | None, typer.Option(help="A value that is not scored, 255; repeat for more.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder for the results; by default evaluation in the run.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Class maps against human labels: mIoU and accuracy, strict and as published, with a confusion matrix."""
+    with _user_errors():
+        import json
+
+        from pipeline import evaluate_semantic as evaluation
+        from pipeline.label_sources import read_names
+
+        found = evaluation.evaluate_semantic(
+            run_or_config, labels, ignore=ignore or (255,), names=read_names(names) if names else None, output=output
+        )
+        if as_json:
+            print(json.dumps(found, indent=1))
+        else:
+            evaluation.print_scores(found)
+            print("\n".join(found["files"]))
 
 
 @config_app.command("show")

@@ -99,8 +99,34 @@ class ClustersConfig(Section):
 
 
 class SemanticsConfig(Section):
-    method: Literal["none"] = "none"
-    classes: int = Field(27, ge=1, le=254)
+    method: Literal["none", "stego", "datus"] = "none"
+    classes: int = Field(27, ge=1, le=254)  # stuff classes
+    # stego: the fit
+    preset: Literal["cocostuff27_vits", "cocostuff27_vitb", "cityscapes", "potsdam"] = "cocostuff27_vits"
+    crops: Literal["centre", "five"] = "centre"  # of a photo whose teacher features are learnt from
+    neighbours: int = Field(7, ge=1)  # a positive is one of so many most similar photos
+    batch_size: int = Field(16, ge=2)
+    steps: int = Field(5000, ge=1)
+    max_images: int | None = Field(None, ge=2)  # fit to a random so many
+    # stego: the class maps
+    image_size: int = Field(448, ge=16)  # pixels of the short side
+    flip: bool = True  # average with the mirrored photo
+    crf: bool = True  # STEGO's dense CRF
+    # datus
+    fill_holes: Literal["none", "nearest"] = "none"  # patches of segments too small to have a class
+    refine: Literal["none", "deeplabv3"] = "none"  # a network trained on the maps, whose maps replace them
+    refine_steps: int = Field(4000, ge=1)
+    refine_batch_size: int = Field(16, ge=2)  # a multiple of 4
+    refine_image_size: int = Field(224, ge=16)
+    refine_backbone: str | None = None  # path of a DINO ResNet-50; None: random weights
+
+    @model_validator(mode="after")
+    def _refines_datus(self) -> SemanticsConfig:
+        if self.refine != "none" and self.method != "datus":
+            raise ValueError(f"refine {self.refine!r} belongs to method datus, not {self.method!r}")
+        if self.refine_batch_size % 4:
+            raise ValueError(f"refine_batch_size {self.refine_batch_size} is not a multiple of 4")
+        return self
 
 
 class PanopticConfig(Section):
@@ -116,6 +142,7 @@ class WorkersConfig(Section):
     batch_size: int = Field(1, ge=1)  # images a forward pass
     crop_batch: int = Field(16, ge=1)  # mask crops a forward pass
     prefetch: int = Field(4, ge=1, le=64)  # images fetched and decoded ahead of the device
+    train_workers: int = Field(0, ge=0)  # of fits that train a network, by Ray Train; 0: in the driver's process
     kmeans_device: Literal["cpu", "cuda"] = "cpu"  # cuda needs the extra u2label[gpu]
 
     @model_validator(mode="after")

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import TypeVar
 
 from pipeline import storage
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class Receipt:
     seconds: dict[str, float] = field(default_factory=dict)
     instances: int = 0
     bytes: int = 0
+    pixels: dict[str, int] = field(default_factory=dict)  # of things, of stuff, void
     error: str | None = None  # traceback of a failed shard
     host: str = ""
     peak_memory_mb: float = 0.0  # largest resident size of the worker so far
@@ -75,10 +79,10 @@ def read_receipts(run_uri: str, stage: str, fingerprint: str | None = None) -> l
     return [newest[shard] for shard in sorted(newest)]
 
 
-def count_rows(receipts: Iterable[Receipt]) -> dict[str, int]:
-    """Rows by status over all receipts, most frequent first."""
-    totals: dict[str, int] = {}
-    for receipt in receipts:
-        for status, count in receipt.rows.items():
-            totals[status] = totals.get(status, 0) + count
+def add_up(counts: Iterable[Mapping[str, N]]) -> dict[str, N]:
+    """The sum of each entry over all mappings, largest first."""
+    totals: dict[str, N] = {}
+    for mapping in counts:
+        for name, value in mapping.items():
+            totals[name] = totals[name] + value if name in totals else value
     return dict(sorted(totals.items(), key=lambda item: -item[1]))

@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError
 from pipeline.report_page import Page, Run, describe
 from pipeline.runner import LATEST
 from pipeline.sources import Index, open_index
-from pipeline.stages import STAGES, Stage, done_shards, index_folder, is_fitted, resolve_stages
+from pipeline.stages import FITS, Stage, done_shards, index_folder, is_fitted, resolve_stages
 
 
 def write_report(run_or_config: str, output: str | None, *, max_photos: int = 48, max_clusters: int = 24) -> str:
@@ -43,8 +43,8 @@ def write_report(run_or_config: str, output: str | None, *, max_photos: int = 48
     return storage.redact(target)
 
 
-def open_run(run_or_config: str) -> Run:
-    """The run of a folder or config file with at least one finished instances part; else ConfigError."""
+def open_run(run_or_config: str, *, need: str | None = "instances") -> Run:
+    """The run of a folder or config file with at least one finished part of the stage `need`; else ConfigError."""
     is_config = run_or_config.lower().endswith((".yaml", ".yml"))
     config, fingerprints = _from_config(run_or_config) if is_config else _from_folder(run_or_config)
     uri = config.run.uri
@@ -54,10 +54,10 @@ def open_run(run_or_config: str) -> Run:
         raise ConfigError(f"nothing is done yet in {storage.redact(uri)}: start it with u2label run") from error
     stages = _resolve(config, index) if fingerprints is None else _stages(uri, fingerprints, index.shards)
     done = {name: done_shards(stage) for name, stage in stages.items() if stage.kind == "shard"}
-    if not done["instances"]:
+    if need is not None and not done[need]:
         raise ConfigError(
-            f"nothing is done yet in {storage.redact(uri)}: no part of the stage instances "
-            f"{stages['instances'].fingerprint} is there; start or go on with u2label run"
+            f"nothing is done yet in {storage.redact(uri)}: no part of the stage {need} "
+            f"{stages[need].fingerprint} is there; start or go on with u2label run"
         )
     return Run(uri, config, index, stages, done, is_fitted(stages["clusters"]))
 
@@ -91,7 +91,7 @@ def _read_latest(uri: str) -> tuple[dict[str, Any], dict[str, str]] | None:
     where = storage.join(uri, LATEST)
     try:
         latest = json.loads(storage.read_bytes(where))
-        fingerprints = {name: str(latest["fingerprints"][name]) for name in STAGES}
+        fingerprints = {name: str(value) for name, value in latest["fingerprints"].items()}
         return dict(latest["config"]), fingerprints
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -111,7 +111,7 @@ def _stages(run_uri: str, fingerprints: dict[str, str], shards: int) -> dict[str
     return {
         name: Stage(
             name,
-            "fit" if name == "clusters" else "shard",
+            "fit" if name in FITS else "shard",
             fingerprint,
             storage.join(run_uri, name, fingerprint),
             shards,

@@ -15,7 +15,7 @@ from pipeline.config import Config
 from pipeline.receipts import read_receipts
 from pipeline.report_pictures import Crop, Drawer, Picture
 from pipeline.sources import Index
-from pipeline.stages import ARTIFACT, STAGES, Stage
+from pipeline.stages import ARTIFACT, Stage, is_fitted
 from pipeline.status import StageStatus, stage_status
 from workers.decode import DecodeLimits
 from workers.records import READABLE
@@ -271,10 +271,10 @@ def _failed_shards(run: Run, statuses: list[StageStatus]) -> list[FailedShard]:
 def _missing(run: Run) -> list[str]:
     """What a reader must know first: the stages that are not complete."""
     texts = []
-    for name in STAGES:
+    for name, stage in run.stages.items():
         shards = run.done.get(name)
         if shards is None:
-            texts += [] if run.fitted else [name]
+            texts += [] if is_fitted(stage) else [name]
         elif len(shards) < run.index.shards:
             there = f" ({len(shards):,} of {run.index.shards:,} shards are there)" if shards else ""
             texts.append(f"{name}{there}")

@@ -20,7 +20,7 @@ from pipeline.preflight import check_all
 from pipeline.progress import StageProgress, console
 from pipeline.receipts import Receipt, ReceiptLog
 from pipeline.sources import Index, build_index, open_index
-from pipeline.stages import STAGES, Stage, done_shards, index_folder, is_fitted, resolve_stages
+from pipeline.stages import Stage, done_shards, index_folder, is_fitted, resolve_stages, stage_names
 from workers.records import SCHEMA_VERSION
 
 LATEST = "latest.json"  # the config and fingerprints of the last run, for `report` and people
@@ -38,15 +38,16 @@ class RunSummary:
 def run(
     config: Config,
     *,
-    stages: Collection[str] = STAGES,
+    stages: Collection[str] | None = None,
     address: str | None = None,
     max_failed_fraction: float = 1.0,
     reindex: bool = False,
 ) -> RunSummary:
     """Do everything that is pending of the named stages. ConfigError before work, StageFailed when shards failed."""
-    unknown = sorted(set(stages) - set(STAGES))
+    names = stage_names(config)
+    unknown = sorted(set(stages or ()) - set(names))
     if unknown:
-        raise ConfigError(f"--stages: {', '.join(unknown)} is unknown; the stages are {', '.join(STAGES)}")
+        raise ConfigError(f"--stages: {', '.join(unknown)} is unknown; the stages are {', '.join(names)}")
     check_all(config)
     with run_lease(config.run.uri), ExitStack() as connection:
         for folder in (config.run.uri, storage.join(config.run.uri, "receipts"), index_folder(config)):
@@ -55,8 +56,8 @@ def run(
         table = resolve_stages(config, index)
         summary = RunSummary(table, index)
         _write_latest(config, table)
-        for name in STAGES:
-            if name not in stages:
+        for name in names:
+            if stages is not None and name not in stages:
                 continue
             stage = table[name]
             pending = _pending(stage)
@@ -111,7 +112,7 @@ def _opening(stage: Stage, pending: int) -> str:
 
 
 def _require_inputs(stage: Stage, table: dict[str, Stage]) -> None:
-    for name in STAGES[: STAGES.index(stage.name)]:
+    for name in stage.inputs:
         missing = len(_pending(table[name]))
         if missing:
             raise StageFailed(
@@ -125,7 +126,7 @@ def _run_stage(
 ) -> None:
     _remove_litter(stage.folder)
     if stage.kind == "fit":
-        _fit_clusters(stage, config, table["instances"])
+        _fit(stage, config, table)
     else:
         _run_shard_stage(stage, pending, config, table, max_failed_fraction)
 
@@ -135,14 +136,15 @@ def _run_shard_stage(
 ) -> None:
     from ray.exceptions import RayError
 
+    from pipeline.actors import actor_for
     from pipeline.engine import run_shards
-    from pipeline.shards import ACTORS, StageJob
+    from pipeline.shards import StageJob
 
     job = StageJob(stage, _pinned(config), index_folder(config), table, _metadata(stage, config))
     log = ReceiptLog(config.run.uri, stage.name, stage.fingerprint)
     failures: list[Receipt] = []
     try:
-        receipts = run_shards(ACTORS[stage.name], job, pending, config.workers)
+        receipts = run_shards(actor_for(stage.name, config), job, pending, config.workers)
         with StageProgress(stage.name, len(pending)) as progress, closing(receipts):
             for receipt in receipts:
                 log.append(receipt)
@@ -159,30 +161,14 @@ def _run_shard_stage(
         raise StageFailed(f"{stage.name}: {len(missing)} of {stage.shards} shards are not done", failures)
 
 
-def _fit_clusters(stage: Stage, config: Config, instances: Stage) -> None:
-    from pipeline.kmeans import KMeansSettings, fit_kmeans
+def _fit(stage: Stage, config: Config, table: dict[str, Stage]) -> None:
+    from pipeline.fits import FITS
 
-    clusters = config.clusters
-    settings = KMeansSettings(
-        k=clusters.k,
-        seed=config.clusters_seed,
-        spherical=clusters.spherical,
-        max_iterations=clusters.max_iterations,
-        tolerance=clusters.tolerance,
-    )
     try:
-        result = fit_kmeans(
-            instances.parts(),
-            stage.folder,
-            settings,
-            num_actors=config.workers.size,
-            cpus_per_actor=config.workers.cpus,
-            device=config.workers.kmeans_device,
-            gpus_per_actor=config.workers.gpus or 1,
-        )
-    except ValueError as error:  # too few masks for k, or values that are not numbers
+        said = FITS[stage.name](stage, config, table)
+    except ValueError as error:  # too little to fit to, or values that are not numbers
         raise StageFailed(str(error)) from error
-    console.print(f"clusters: {len(result.inertia)} iterations, inertia {result.inertia[-1]:.6g}")
+    console.print(f"{stage.name}: {said}")
 
 
 def _remove_litter(folder: str) -> None:
@@ -214,10 +200,15 @@ def _metadata(stage: Stage, config: Config) -> dict[str, str]:
         "config": config.model_dump_json(exclude={"workers"}),
     }
     if stage.name == "panoptic":
-        entries["categories"] = json.dumps(
-            [{"id": k, "name": f"thing {k}", "isthing": 1} for k in range(1, config.clusters.k + 1)]
-        )
+        entries["categories"] = json.dumps(categories(config))
     return entries
+
+
+def categories(config: Config) -> list[dict[str, Any]]:
+    """The category list of the panoptic labels: things 1..K, stuff K+1..K+S."""
+    k, stuff = config.clusters.k, 0 if config.semantics.method == "none" else config.semantics.classes
+    things = [{"id": i, "name": f"thing {i}", "isthing": 1} for i in range(1, k + 1)]
+    return things + [{"id": k + i, "name": f"stuff {i}", "isthing": 0} for i in range(1, stuff + 1)]
 
 
 def _write_latest(config: Config, table: dict[str, Stage]) -> None:

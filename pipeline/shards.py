@@ -1,7 +1,7 @@
-"""The actors that do the shard stages: each loads its model once, then turns shard numbers into parts.
+"""What every actor of a shard stage does: it loads its model once, then turns shard numbers into parts.
 
 Nothing but the receipt goes back through Ray: an actor reads its inputs, computes and writes the part itself. The same
-object runs without Ray (`InstanceShards(job).run(7)`), which is how tests and benchmarks use it.
+object runs without Ray (`InstanceShards(job).run(7)`, see `pipeline.actors`), which is how tests and benchmarks use it.
 """
 
 from __future__ import annotations
@@ -99,48 +99,50 @@ class ShardActor(ABC):
             pq.write_table(with_metadata(table, self.job.metadata), stream, compression="zstd")
             storage.write_bytes(self.job.stage.part(shard), stream.getvalue())
         rows = collections.Counter(table["status"].to_pylist())
-        listed = table["rle" if "rle" in table.column_names else "segments"]
-        instances = sum(len(entries) for entries in listed.to_pylist())
-        return {"ok": True, "rows": dict(rows), "instances": instances, "bytes": stream.tell()}
+        instances = sum(len(entries) for entries in table["rle"].to_pylist()) if "rle" in table.column_names else 0
+        return {
+            "ok": True,
+            "rows": dict(rows),
+            "instances": instances,
+            "bytes": stream.tell(),
+            "pixels": self.pixels(table),
+        }
+
+    def pixels(self, table: pa.Table) -> dict[str, int]:
+        """Pixels by what they became, for stages that decide it."""
+        return {}
 
 
-class InstanceShards(ShardActor):
-    """Photos of a shard -> masks and embeddings. Fetching and decoding run ahead of the device in threads."""
+class PhotoShards(ShardActor):
+    """An actor that looks at the photos: they are fetched and decoded in threads, ahead of the device."""
 
     def setup(self) -> None:
-        from model.backbone import load_backbone
-        from workers.crf import CrfParams
         from workers.decode import DecodeLimits
-        from workers.instances import InstanceParams, InstanceWorker
 
-        config = self.config
-        self._fetcher = Fetcher(image_column=config.source.image_column)
-        self._limits = DecodeLimits(max_pixels=config.decode.max_pixels, min_side=config.decode.min_side)
-        backbone = load_backbone(
-            config.backbone.name,
-            config.backbone.weights,
-            device=config.workers.device,
-            dtype=config.backbone.dtype,
-            sha256=config.backbone.sha256,
-        )
-        params = InstanceParams(
-            **config.maskcut.model_dump(),
-            crf=CrfParams(**config.crf.model_dump(exclude={"min_iou"})),
-            min_iou=config.crf.min_iou,
-            crop_size=round(config.embedding.crop_size / backbone.patch_size) * backbone.patch_size,
-        )
-        self._worker = InstanceWorker(
-            backbone,
-            params,
-            device=config.workers.device,
-            batch_size=config.workers.batch_size,
-            crop_batch=config.workers.crop_batch,
-        )
+        decode = self.config.decode
+        self._fetcher = Fetcher(image_column=self.config.source.image_column)
+        self._limits = DecodeLimits(max_pixels=decode.max_pixels, min_side=decode.min_side)
+        self.worker = self.make_worker()
+
+    @abstractmethod
+    def make_worker(self) -> Any:
+        """An object with `process(images, phases) -> table`."""
 
     def process(self, shard: int, phases: Phases) -> pa.Table:
-        records = self.index.records(shard)
-        images = ahead(self._load, records, depth=self.config.workers.prefetch)
-        return self._worker.process(_timed(images, phases, "wait_for_input"), phases)
+        images = ahead(self._load, self.index.records(shard), depth=self.config.workers.prefetch)
+        return self.worker.process(_timed(images, phases, "wait_for_input"), phases)
+
+    def load_backbone(self) -> Any:
+        from model.backbone import load_backbone
+
+        backbone = self.config.backbone
+        return load_backbone(
+            backbone.name,
+            backbone.weights,
+            device=self.config.workers.device,
+            dtype=backbone.dtype,
+            sha256=backbone.sha256,
+        )
 
     def _load(self, record: ImageRecord) -> Any:
         from workers.decode import DecodeError, decode_image
@@ -154,35 +156,6 @@ class InstanceShards(ShardActor):
             status, message = self._fetcher.fetch_status(record, error)  # raises for what another try may mend
             return LoadedImage(record.image_id, None, status, message)
         return LoadedImage(record.image_id, pixels)
-
-
-class PanopticShards(ShardActor):
-    """Instances of a shard and the centroids -> panoptic labels. No device, no pixels."""
-
-    def setup(self) -> None:
-        from workers.panoptic import PanopticWorker
-
-        centroids = np.load(
-            io.BytesIO(storage.read_bytes(storage.join(self.job.inputs["clusters"].folder, "centroids.npy"))),
-            allow_pickle=False,
-        )
-        self._worker = PanopticWorker(
-            centroids,
-            spherical=self.config.clusters.spherical,
-            num_stuff=0,
-            max_cover=self.config.panoptic.max_cover,
-            threads=max(1, math.floor(self.config.workers.cpus)),
-        )
-
-    def process(self, shard: int, phases: Phases) -> pa.Table:
-        with phases("read"):
-            records = self.index.records(shard)
-            instances = read_part(self.job.inputs["instances"], shard)
-        with phases("merge"):
-            return self._worker.process(records, instances, None)
-
-
-ACTORS: dict[str, type[ShardActor]] = {"instances": InstanceShards, "panoptic": PanopticShards}
 
 
 def read_part(stage: Stage, shard: int, columns: list[str] | None = None) -> pa.Table:

@@ -1,7 +1,13 @@
 """The stage table: which stages there are, what each depends on, and under which fingerprint its output lies.
 
 `<run>/<stage>/<fingerprint>/` holds the parts of a shard stage or the artifact of a fit stage. The fingerprint covers
-what decides the content: the stage's own sections of the config, its inputs' fingerprints, its version and the weights.
+what decides the content: the stage's own part of the config, its inputs' fingerprints, its version and the weights.
+
+    instances   clusters                                   always
+    features -> semantics_fit -> semantics                 semantics.method: stego
+    segments -> semantics_fit -> semantics                 semantics.method: datus
+    ... semantics_draft -> refine_fit -> semantics         with semantics.refine
+    panoptic                                               always, over `semantics` where there is one
 """
 
 from __future__ import annotations
@@ -17,8 +23,26 @@ from pipeline.sources import Index
 from workers.records import SCHEMA_VERSION
 
 ARTIFACT = "artifact.json"  # written last: an artifact folder that has it is complete
-STAGES = ("instances", "clusters", "panoptic")
-VERSIONS = {"instances": 1, "clusters": 1, "panoptic": 1}  # raised when the code gives other rows for the same config
+STAGES = (
+    "instances",
+    "clusters",
+    "features",
+    "segments",
+    "semantics_fit",
+    "semantics_draft",
+    "refine_fit",
+    "semantics",
+    "panoptic",
+)
+FITS = frozenset({"clusters", "semantics_fit", "refine_fit"})
+VERSIONS = dict.fromkeys(STAGES, 1)  # raised when the code gives other content for the same config
+
+FIT_KEYS = {
+    "stego": ("classes", "preset", "neighbours", "batch_size", "steps", "max_images"),
+    "datus": ("classes",),
+}
+MAP_KEYS = {"stego": ("image_size", "flip", "crf"), "datus": ("fill_holes",)}
+REFINE_KEYS = ("classes", "refine_steps", "refine_batch_size", "refine_image_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +54,7 @@ class Stage:
     fingerprint: str
     folder: str
     shards: int
+    inputs: tuple[str, ...] = ()  # the stages it reads
 
     def part(self, shard: int) -> str:
         return storage.join(self.folder, f"part-{shard:05d}.parquet")
@@ -38,32 +63,64 @@ class Stage:
         return [self.part(shard) for shard in range(self.shards)]
 
 
-def resolve_stages(config: Config, index: Index) -> dict[str, Stage]:
-    """Every stage of the config by name, in the order they run. Reads the weights file for its checksum."""
-    from model.backbone import resolve_weights  # loads torch, which a look at a run can do without
+def stage_names(config: Config) -> tuple[str, ...]:
+    """The stages that the config asks for, in the order they run."""
+    method, refined = config.semantics.method, config.semantics.refine != "none"
+    semantic = {
+        "none": (),
+        "stego": ("features", "semantics_fit", "semantics"),
+        "datus": ("segments", "semantics_fit", *(("semantics_draft", "refine_fit") if refined else ()), "semantics"),
+    }[method]
+    return ("instances", "clusters", *semantic, "panoptic")
 
-    backbone = config.backbone
-    weights = resolve_weights(backbone.name, backbone.weights, sha256=backbone.sha256).identity
-    instances = _fingerprint(
-        "instances",
-        index=index.digest,
-        shard_size=index.shard_size,
-        backbone={"name": backbone.name, "weights": weights, "dtype": backbone.dtype},
-        **_sections(config, "decode", "maskcut", "crf", "embedding"),
-    )
-    clusters = _fingerprint("clusters", instances=instances, seed=config.clusters_seed, **_sections(config, "clusters"))
-    panoptic = _fingerprint(
-        "panoptic", instances=instances, clusters=clusters, **_sections(config, "semantics", "panoptic")
-    )
-    kinds: dict[str, tuple[Literal["shard", "fit"], str]] = {
-        "instances": ("shard", instances),
-        "clusters": ("fit", clusters),
-        "panoptic": ("shard", panoptic),
-    }
-    return {
-        name: Stage(name, kind, digest, storage.join(config.run.uri, name, digest), index.shards)
-        for name, (kind, digest) in kinds.items()
-    }
+
+def resolve_stages(config: Config, index: Index) -> dict[str, Stage]:
+    """Every stage of the config by name, in the order they run. Reads the weights files for their checksums."""
+    table: dict[str, Stage] = {}
+    source = _source(config, index)
+    for name in stage_names(config):
+        inputs, content = _content(name, config, source)
+        prints = {used: table[used].fingerprint for used in inputs}
+        digest = _digest({"stage": name, "version": VERSIONS[name], "schema": SCHEMA_VERSION, **prints, **content})
+        folder = storage.join(config.run.uri, name, digest)
+        table[name] = Stage(name, "fit" if name in FITS else "shard", digest, folder, index.shards, inputs)
+    return table
+
+
+def _content(name: str, config: Config, source: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The inputs of a stage, and what of the config and the source enters its own fingerprint."""
+    semantics = config.semantics
+    method, refined = semantics.method, semantics.refine != "none"
+    maps = {key: getattr(semantics, key) for key in MAP_KEYS.get(method, ())}
+    match name:
+        case "instances":
+            return (), source | _sections(config, "maskcut", "crf", "embedding")
+        case "clusters":
+            return ("instances",), {"seed": config.clusters_seed, **_sections(config, "clusters")}
+        case "features":
+            return (), source | {"crops": semantics.crops}
+        case "segments":
+            return (), source
+        case "semantics_fit":
+            first = "features" if method == "stego" else "segments"
+            fit = {key: getattr(semantics, key) for key in FIT_KEYS[method]}
+            return (first,), {"method": method, "seed": config.seed, **fit}
+        case "semantics_draft":
+            return ("segments", "semantics_fit"), maps
+        case "refine_fit":
+            refine = {key: getattr(semantics, key) for key in REFINE_KEYS}
+            return ("semantics_draft",), {
+                "seed": config.seed,
+                "backbone": _checksum(semantics.refine_backbone),
+                **refine,
+            }
+        case "semantics":
+            if refined:
+                return ("refine_fit",), {"decode": source["decode"]}
+            return ("semantics_fit", *(("segments",) if method == "datus" else ())), maps
+        case _:
+            stuff = () if method == "none" else ("semantics",)
+            return ("instances", "clusters", *stuff), _sections(config, "panoptic")
 
 
 def index_folder(config: Config) -> str:
@@ -84,6 +141,33 @@ def is_fitted(stage: Stage) -> bool:
     return storage.exists(storage.join(stage.folder, ARTIFACT))
 
 
+def teacher_identity(config: Config) -> str:
+    """Backbone and weights in one line, such as `dino_vits8 sha256:...`."""
+    from model.backbone import resolve_weights  # loads torch, which a look at a run can do without
+
+    backbone = config.backbone
+    return f"{backbone.name} {resolve_weights(backbone.name, backbone.weights, sha256=backbone.sha256).identity}"
+
+
+def _source(config: Config, index: Index) -> dict[str, Any]:
+    """What every stage that looks at the photos depends on."""
+    return {
+        "index": index.digest,
+        "shard_size": index.shard_size,
+        "backbone": teacher_identity(config),
+        "dtype": config.backbone.dtype,
+        **_sections(config, "decode"),
+    }
+
+
+def _checksum(path: str | None) -> str | None:
+    from pathlib import Path
+
+    from model.backbone import file_sha256
+
+    return None if path is None else file_sha256(Path(path))
+
+
 def _whole(uri: str, size: int) -> bool:
     """An object is put whole or not at all; a local file may have lost its end with the power."""
     return size > 8 and (storage.is_remote(uri) or storage.read_bytes(uri, size - 4, 4) == b"PAR1")
@@ -91,10 +175,6 @@ def _whole(uri: str, size: int) -> bool:
 
 def _sections(config: Config, *names: str) -> dict[str, Any]:
     return {name: getattr(config, name).model_dump(exclude={"seed"}) for name in names}
-
-
-def _fingerprint(stage: str, **content: Any) -> str:
-    return _digest({"stage": stage, "version": VERSIONS[stage], "schema": SCHEMA_VERSION, **content})
 
 
 def _digest(content: Any) -> str:

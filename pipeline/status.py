@@ -11,7 +11,7 @@ from rich.table import Table
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.receipts import Receipt, count_rows, read_receipts
+from pipeline.receipts import add_up, read_receipts
 from pipeline.sources import open_index
 from pipeline.stages import Stage, done_shards, index_folder, is_fitted, resolve_stages
 
@@ -29,6 +29,7 @@ class StageStatus:
     shards: int  # 1 for a fit stage
     rows: dict[str, int]  # by status
     instances: int
+    pixels: dict[str, int]  # of things, of stuff, void: of the panoptic stage
     failed: list[int]  # shards whose last attempt failed
     seconds: dict[str, float]  # by phase, over all workers
     images_per_worker_second: float | None
@@ -79,21 +80,14 @@ def stage_status(run_uri: str, stage: Stage) -> StageStatus:
         folder=storage.redact(stage.folder),
         done=len(done),
         shards=shards,
-        rows=count_rows(good),
+        rows=add_up(r.rows for r in good),
         instances=sum(r.instances for r in good),
+        pixels=add_up(r.pixels for r in good),
         failed=[r.shard for r in receipts if not r.ok and r.shard not in done],
-        seconds=_add_phases(good),
+        seconds=add_up(r.seconds for r in good),
         images_per_worker_second=images / wall if images and wall else None,
         bytes_per_image=sum(r.bytes for r in measured) / images if images else None,
     )
-
-
-def _add_phases(receipts: list[Receipt]) -> dict[str, float]:
-    totals: dict[str, float] = {}
-    for receipt in receipts:
-        for phase, seconds in receipt.seconds.items():
-            totals[phase] = totals.get(phase, 0.0) + seconds
-    return totals
 
 
 def print_status(status: RunStatus, *, as_json: bool = False) -> None:
@@ -115,11 +109,16 @@ def print_status(status: RunStatus, *, as_json: bool = False) -> None:
             stage.fingerprint,
             f"{stage.done}/{stage.shards}",
             ", ".join(f"{count} {name}" for name, count in stage.rows.items()),
-            str(stage.instances) if stage.kind == "shard" else "",
+            str(stage.instances) if stage.instances else "",
             f"{rate:.2f}" if rate else "",
             ", ".join(map(str, stage.failed[:8])),
         )
     console.print(table)
+    for stage in status.stages:
+        total = sum(stage.pixels.values())
+        if total:
+            shares = ", ".join(f"{100 * count / total:.1f} % {kind}" for kind, count in stage.pixels.items())
+            console.print(f"pixels of {stage.stage}: {shares}")
 
 
 def print_plan(status: RunStatus, *, as_json: bool = False) -> None:

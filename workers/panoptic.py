@@ -12,7 +12,7 @@ import pyarrow as pa
 from workers.kmeans import assign
 from workers.masks import decode_rle, encode_panoptic_png
 from workers.merge import merge_panoptic
-from workers.records import PANOPTIC_SCHEMA, READABLE, ImageRecord
+from workers.records import PANOPTIC_SCHEMA, READABLE, ImageRecord, Status
 
 
 class PanopticWorker:
@@ -63,7 +63,9 @@ class PanopticWorker:
             scores_n=row["score"],
             max_cover=self._max_cover,
         )
+        status = str(Status.OK) if labels.segments else row["status"]  # stuff alone is a label too
         return common | {
+            "status": status,
             "panoptic": encode_panoptic_png(labels.ids),
             "segments": [asdict(segment) for segment in labels.segments],
             "hidden_instances": labels.hidden,

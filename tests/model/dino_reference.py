@@ -46,6 +46,14 @@ def dino_keys_and_cls(
     state: State, images: Tensor, *, patch: int, heads: int, depth: int = 12
 ) -> tuple[Tensor, Tensor]:
     """(B, 3, H, W) in [0, 1] -> keys of the last block (B, N, D) and the CLS token after the final norm (B, D)."""
+    keys, tokens = dino_keys_and_tokens(state, images, patch=patch, heads=heads, depth=depth)
+    return keys, tokens[:, 0]
+
+
+def dino_keys_and_tokens(
+    state: State, images: Tensor, *, patch: int, heads: int, depth: int = 12
+) -> tuple[Tensor, Tensor]:
+    """(B, 3, H, W) in [0, 1] -> keys of the last block (B, N, D) and all tokens after the final norm (B, 1 + N, D)."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     x = (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     x = F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=patch)
@@ -55,7 +63,7 @@ def dino_keys_and_cls(
     keys = x
     for i in range(depth):
         x, keys = _block(state, f"blocks.{i}.", x, heads)
-    return keys[:, 1:], F.layer_norm(x, x.shape[-1:], state["norm.weight"], state["norm.bias"], 1e-6)[:, 0]
+    return keys[:, 1:], F.layer_norm(x, x.shape[-1:], state["norm.weight"], state["norm.bias"], 1e-6)
 
 
 def _positions(table: Tensor, rows: int, columns: int) -> Tensor:

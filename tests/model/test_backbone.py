@@ -9,7 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from dino_reference import dino_keys_and_cls, seeded_state
+from dino_reference import dino_keys_and_cls, dino_keys_and_tokens, seeded_state
 
 from model.backbone import file_sha256, load_backbone, resolve_weights
 from model.names import ARCHITECTURES, embedding_dim, patch_size
@@ -42,6 +42,19 @@ def test_keys_and_cls_equal_a_naive_forward(
     assert backbone.keys(images).shape == (1, size[0] // patch * size[1] // patch, dim)
     assert relative(backbone.keys(images), keys) < 1e-4
     assert relative(backbone.cls(images), cls) < 1e-4
+
+
+@pytest.mark.parametrize(("name", "patch", "size"), [("dino_vits8", 8, (64, 96)), ("dino_vits16", 16, (224, 160))])
+def test_tokens_are_the_patches_after_the_final_norm(
+    tmp_path: Path, name: str, patch: int, size: tuple[int, int]
+) -> None:
+    state = seeded_state(384, patch)
+    torch.save(state, tmp_path / "dino.pth")
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    _, tokens = dino_keys_and_tokens(state, images, patch=patch, heads=6)
+    found = load_backbone(name, str(tmp_path / "dino.pth")).tokens(images)
+    assert found.shape == (2, size[0] // patch * size[1] // patch, 384)
+    assert relative(found, tokens[:, 1:]) < 1e-4
 
 
 def test_bfloat16_stays_close_to_float32() -> None:
@@ -120,6 +133,7 @@ def test_every_family_gives_keys_of_any_grid(name: str) -> None:
     backbone, patch = load_backbone(name, "random:0"), patch_size(name)
     images = torch.rand(2, 3, 3 * patch, 5 * patch, generator=torch.Generator().manual_seed(1))
     assert backbone.keys(images).shape == (2, 15, embedding_dim(name))
+    assert backbone.tokens(images).shape == (2, 15, embedding_dim(name))
     assert backbone.cls(images).shape == (2, embedding_dim(name))
     with pytest.raises(ValueError, match=f"{patch}"):
         backbone.keys(images[:, :, 1:])
@@ -143,3 +157,15 @@ def test_patch_dct_ignores_a_constant_image_and_separates_two_textures() -> None
     images[..., 32:] = torch.rand(3, 64, 32, generator=torch.Generator().manual_seed(1))
     unit = torch.nn.functional.normalize(backbone.keys(images)[0], dim=-1).reshape(8, 8, -1)
     assert (unit[4, 1] @ unit[4, 2]).item() > 0.5 > 0 > (unit[4, 1] @ unit[4, 6]).item()
+
+
+def test_patch_dct_tokens_tell_images_apart_where_the_mean_of_its_keys_cannot() -> None:
+    backbone = load_backbone("patch-dct", "random:0")
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 0.2
+    images[1] += 0.7
+    mean_keys, mean_tokens = (
+        torch.nn.functional.normalize(patches.mean(1), dim=-1)
+        for patches in (backbone.keys(images), backbone.tokens(images))
+    )
+    assert (mean_keys[0] @ mean_keys[1]).item() > 0.9999
+    assert (mean_tokens[0] @ mean_tokens[1]).item() < 0.5

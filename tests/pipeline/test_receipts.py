@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.receipts import Receipt, ReceiptLog, count_rows, read_receipts
+from pipeline.receipts import Receipt, ReceiptLog, add_up, read_receipts
 
 
 def receipt(shard: int, *, ok: bool = True, rows: dict[str, int] | None = None) -> Receipt:
@@ -30,7 +30,7 @@ def test_the_newest_receipt_of_a_shard_counts(tmp_path: Path) -> None:
     found = read_receipts(str(tmp_path), "instances", "abc")
     assert [(r.shard, r.ok, r.images) for r in found] == [(0, True, 3), (1, True, 3)]
     assert [r.shard for r in read_receipts(str(tmp_path), "instances")] == [7]
-    assert count_rows(found) == {"ok": 4, "empty": 2}
+    assert add_up(r.rows for r in found) == {"ok": 4, "empty": 2}
 
 
 def test_no_receipts_yet(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 from pipeline import storage
+from pipeline.actors import actor_for
 from pipeline.config import Config, parse_config
 from pipeline.errors import ConfigError
 from pipeline.receipts import Receipt, ReceiptLog
 from pipeline.report import duration, open_run, size, write_report
-from pipeline.shards import ACTORS, StageJob
+from pipeline.shards import StageJob
 from pipeline.sources import build_index
 from pipeline.stages import Stage, index_folder, resolve_stages
 
@@ -101,7 +102,9 @@ def make_run(config: Config, stages: tuple[str, ...] = ("instances", "clusters",
 
 def run_stage(stage: Stage, config: Config, table: dict[str, Stage]) -> None:
     categories = json.dumps([{"id": 1, "name": "thing one & only", "isthing": 1}])
-    actor = ACTORS[stage.name](StageJob(stage, config, index_folder(config), table, {"categories": categories}))
+    actor = actor_for(stage.name, config)(
+        StageJob(stage, config, index_folder(config), table, {"categories": categories})
+    )
     log = ReceiptLog(config.run.uri, stage.name, stage.fingerprint)
     for shard in range(stage.shards):
         receipt = actor.run(shard)

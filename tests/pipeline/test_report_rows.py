@@ -65,7 +65,7 @@ def write_panoptic(stage: Stage, shard: int, categories: list[list[int]]) -> Non
 
 
 def status_of(rows_by_status: dict[str, int], instances: int) -> StageStatus:
-    return StageStatus("instances", "shard", "f", "", 1, 1, rows_by_status, instances, [], {}, None, None)
+    return StageStatus("instances", "shard", "f", "", 1, 1, rows_by_status, instances, {}, [], {}, None, None)
 
 
 def index_of(images: int, shard_size: int) -> Index:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.actors import InstanceShards
 from pipeline.config import Config
 from pipeline.runner import _metadata
 from pipeline.scenes import write_scenes
-from pipeline.shards import InstanceShards, StageJob, ahead
+from pipeline.shards import StageJob, ahead
 from pipeline.sources import build_index
 from pipeline.stages import index_folder, resolve_stages
 
@@ -86,7 +87,7 @@ def test_an_exception_is_a_failed_receipt_with_its_traceback(tmp_path: Path, mon
     def fail(*_: object) -> None:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(actor._worker, "_rows", fail)
+    monkeypatch.setattr(actor.worker, "_rows", fail)
     receipt = actor.run(0)
     assert not receipt.ok
     assert "ZeroDivisionError on scene-00000.jpg: planted" in (receipt.error or "")

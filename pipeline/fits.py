@@ -1,0 +1,130 @@
+"""The fit stages: reductions over all parts of their inputs into one artifact folder, each by the module that owns it.
+
+A function here takes the stage, the config and the stage table, and returns a line that says what came out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from pipeline.config import Config
+from pipeline.sources import open_index
+from pipeline.stages import Stage, index_folder, teacher_identity
+
+Table = Mapping[str, Stage]
+
+
+def fit_clusters(stage: Stage, config: Config, table: Table) -> str:
+    """Instance classes: k-means over all embeddings."""
+    from pipeline.kmeans import KMeansSettings, fit_kmeans
+
+    clusters, workers = config.clusters, config.workers
+    settings = KMeansSettings(
+        k=clusters.k,
+        seed=config.clusters_seed,
+        spherical=clusters.spherical,
+        max_iterations=clusters.max_iterations,
+        tolerance=clusters.tolerance,
+    )
+    result = fit_kmeans(
+        table["instances"].parts(),
+        stage.folder,
+        settings,
+        num_actors=workers.size,
+        cpus_per_actor=workers.cpus,
+        device=workers.kmeans_device,
+        gpus_per_actor=workers.gpus or 1,
+    )
+    return f"{result.iterations} iterations, inertia {result.inertia[-1]:.6g}"
+
+
+def fit_semantics(stage: Stage, config: Config, table: Table) -> str:
+    """Stuff classes: STEGO's head and probe, or the clusters of DatUS2's segments."""
+    return _fit_stego(stage, config, table) if config.semantics.method == "stego" else _fit_datus(stage, config, table)
+
+
+def _fit_stego(stage: Stage, config: Config, table: Table) -> str:
+    from model.stego import PRESETS
+    from pipeline.stego import fit_stego
+    from pipeline.stego_job import StegoSettings
+
+    semantics, workers = config.semantics, config.workers
+    settings = StegoSettings(
+        classes=semantics.classes,
+        terms=PRESETS[semantics.preset],
+        neighbours=semantics.neighbours,
+        batch_size=semantics.batch_size,
+        steps=semantics.steps,
+        seed=config.seed,
+        max_images=semantics.max_images,
+    )
+    fitted = fit_stego(
+        table["features"].parts(),
+        stage.folder,
+        settings,
+        teacher=teacher_identity(config),
+        num_workers=workers.train_workers,
+        device=_device(config),
+        cpus_per_worker=workers.cpus,
+        gpus_per_worker=workers.gpus,
+    )
+    return f"{semantics.steps} steps, loss {fitted.record['history'][-1]['correspondence']:.4g}"
+
+
+def _fit_datus(stage: Stage, config: Config, table: Table) -> str:
+    from pipeline.datus import fit_datus
+
+    workers = config.workers
+    result = fit_datus(
+        table["segments"].parts(),
+        stage.folder,
+        classes=config.semantics.classes,
+        seed=config.seed,
+        num_actors=workers.size,
+        cpus_per_actor=workers.cpus,
+        device=workers.kmeans_device,
+        gpus_per_actor=workers.gpus or 1,
+    )
+    return f"{result.iterations} iterations, inertia {result.inertia[-1]:.6g}"
+
+
+def fit_refine(stage: Stage, config: Config, table: Table) -> str:
+    """DatUS2's second stage: a DeepLabV3 trained on the first class maps."""
+    from pipeline.refine import fit_deeplab
+    from pipeline.refine_photos import PhotosOfParts
+    from workers.decode import DecodeLimits
+    from workers.refine import RefineSettings
+
+    semantics, workers = config.semantics, config.workers
+    settings = RefineSettings(
+        classes=semantics.classes,
+        steps=semantics.refine_steps,
+        batch_size=semantics.refine_batch_size,
+        image_size=semantics.refine_image_size,
+        seed=config.seed,
+    )
+    limits = DecodeLimits(max_pixels=config.decode.max_pixels, min_side=config.decode.min_side)
+    photos = PhotosOfParts(open_index(index_folder(config)), table["semantics_draft"].parts(), limits=limits)
+    fit_deeplab(
+        photos,
+        stage.folder,
+        settings,
+        num_workers=workers.train_workers,
+        device=_device(config),
+        cpus_per_worker=workers.cpus,
+        gpus_per_worker=workers.gpus,
+        backbone=semantics.refine_backbone,
+    )
+    return f"{settings.steps} steps on {len(photos)} photos"
+
+
+def _device(config: Config) -> str:
+    """Training in the driver's own process stays on its CPU: Ray assigns GPUs to workers alone."""
+    return config.workers.device if config.workers.train_workers else "cpu"
+
+
+FITS: dict[str, Callable[[Stage, Config, Table], str]] = {
+    "clusters": fit_clusters,
+    "semantics_fit": fit_semantics,
+    "refine_fit": fit_refine,
+}

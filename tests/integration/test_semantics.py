@@ -1,0 +1,86 @@
+"""Stuff by either method, from the scenes to panoptic parts in which every pixel is a thing, stuff or void."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config import Config, load_config
+from pipeline.runner import run
+from pipeline.status import run_status
+from tests.integration.conftest import SCENES, SHARDS, rows
+from workers.masks import decode_panoptic_png
+
+STEGO = ["semantics.method=stego", "semantics.classes=4", "semantics.steps=20", "semantics.image_size=160"]
+DATUS = ["semantics.method=datus", "semantics.classes=3"]
+
+
+@pytest.fixture
+def with_things(config_file: Path, labelled: Path) -> Path:
+    """A config whose run already has its instances and clusters."""
+    shutil.copytree(labelled, config_file.parent / "run")
+    shutil.rmtree(config_file.parent / "run" / "panoptic")
+    return config_file
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(("overrides", "first"), [(STEGO, "features"), (DATUS, "segments")], ids=["stego", "datus"])
+def test_stuff_from_photos_to_panoptic_parts(with_things: Path, overrides: list[str], first: str) -> None:
+    config = load_config(str(with_things), overrides)
+    assert run(config).computed == {
+        "instances": 0,
+        "clusters": 0,
+        first: SHARDS,
+        "semantics_fit": 1,
+        "semantics": SHARDS,
+        "panoptic": SHARDS,
+    }
+    check_labels(config)
+    assert set(run(config).computed.values()) == {0}
+    Path(run(config).stages["semantics"].part(2)).unlink()
+    before = rows(Path(config.run.uri), "panoptic")
+    assert run(config).computed["semantics"] == 1
+    assert rows(Path(config.run.uri), "panoptic") == before
+    pixels = run_status(config).stages[-1].pixels
+    assert sum(pixels.values()) == SCENES * 160 * 160
+    assert pixels["stuff"] > 0.3 * SCENES * 160 * 160
+
+
+def check_labels(config: Config) -> None:
+    folder = Path(config.run.uri)
+    maps, panoptic = rows(folder, "semantics"), rows(folder, "panoptic")
+    assert [row["image_id"] for row in maps] == [row["image_id"] for row in panoptic]
+    assert len(maps) == SCENES
+    k, classes = config.clusters.k, config.semantics.classes
+    for row, labels in zip(panoptic, maps, strict=True):
+        assert row["status"] == labels["status"] == "ok"
+        semantic = np.asarray(Image.open(io.BytesIO(labels["labels"])))
+        assert semantic.shape == (row["height"], row["width"])
+        assert set(np.unique(semantic)) <= {*range(classes), 255}
+        ids = decode_panoptic_png(row["panoptic"])
+        assert {segment["id"] for segment in row["segments"]} == set(np.unique(ids)) - {0}
+        for segment in row["segments"]:
+            assert segment["is_thing"] == (segment["category"] <= k)
+            if not segment["is_thing"]:
+                assert (semantic[ids == segment["id"]] == segment["category"] - k - 1).all()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_methods_do_not_share_fingerprints_and_share_things(with_things: Path) -> None:
+    from pipeline.sources import open_index
+    from pipeline.stages import index_folder, resolve_stages
+
+    base = load_config(str(with_things))
+    index = open_index(index_folder(base))
+    tables = [resolve_stages(load_config(str(with_things), over), index) for over in ([], STEGO, DATUS)]
+    assert len({table["instances"].fingerprint for table in tables}) == 1
+    assert len({table["panoptic"].fingerprint for table in tables}) == 3
+    changed = resolve_stages(load_config(str(with_things), [*STEGO, "semantics.crf=false"]), index)
+    assert changed["semantics_fit"] == tables[1]["semantics_fit"]
+    assert changed["semantics"].fingerprint != tables[1]["semantics"].fingerprint
+    assert changed["panoptic"].fingerprint != tables[1]["panoptic"].fingerprint
