@@ -60,8 +60,8 @@ class Weights:
     identity: str
 
 
-def resolve_weights(name: str, weights: str, *, sha256: str | None = None) -> Weights:
-    """Find the weights `official`, `random:<seed>` or a local file, downloading official ones once.
+def resolve_weights(name: str, weights: str, *, sha256: str | None = None, download: bool = True) -> Weights:
+    """Find the weights `official`, `random:<seed>` or a local file, downloading official ones once if `download`.
 
     `sha256` pins the file. ValueError for an unknown name, a malformed seed or a wrong checksum, FileNotFoundError for
     a missing file, ConnectionError when the official file cannot be fetched; each says what to do.
@@ -71,7 +71,7 @@ def resolve_weights(name: str, weights: str, *, sha256: str | None = None) -> We
         return _random_weights(weights, sha256)
     if name == PATCH_DCT:
         raise ValueError(f"backbone.weights: patch-dct has no weights file, got {weights!r}; use 'random:<seed>'")
-    path = official_file(name) if weights == "official" else Path(weights).expanduser()
+    path = official_file(name, download=download) if weights == "official" else Path(weights).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
             f"backbone.weights: no file {str(path)!r}; "
@@ -87,7 +87,12 @@ def resolve_weights(name: str, weights: str, *, sha256: str | None = None) -> We
 
 
 def load_backbone(
-    name: str, weights: str, *, device: str | torch.device = "cpu", dtype: Dtype = "float32", sha256: str | None = None
+    name: str,
+    weights: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: Dtype | torch.dtype = "float32",
+    sha256: str | None = None,
 ) -> Backbone:
     """The named extractor, frozen, on `device`, computing in `dtype`; its results are float32 always.
 
@@ -95,12 +100,13 @@ def load_backbone(
     safetensors). Errors as `resolve_weights`, and ValueError that lists the missing and unexpected keys.
     """
     resolved = resolve_weights(name, weights, sha256=sha256)
-    if dtype not in ("float32", "bfloat16"):
+    kind = str(dtype).removeprefix("torch.")
+    if kind not in ("float32", "bfloat16"):
         raise ValueError(f"backbone.dtype: {dtype!r} is not one of float32, bfloat16")
     if name == PATCH_DCT:
         return PatchDCT(seed=resolved.seed or 0, device=torch.device(device))
     vit = _build(name, resolved)
-    return ViTBackbone(vit, name=name, device=torch.device(device), dtype=getattr(torch, dtype))
+    return ViTBackbone(vit, name=name, device=torch.device(device), dtype=getattr(torch, kind))
 
 
 class ViTBackbone:
@@ -111,8 +117,8 @@ class ViTBackbone:
         self.dim: int = vit.embed_dim
         # The register models were trained with exact-size antialiased interpolation, all others with an offset of 0.1.
         self._exact_positions = name.endswith("_reg")
+        self._positions = vit.pos_embed.detach().float().to(device)  # before they are rounded: interpolated in float32
         self._vit = vit.eval().requires_grad_(False).to(device=device, dtype=dtype)
-        self._positions = vit.pos_embed.detach().float()
         self._mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
         self._std = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
         self._dtype = dtype
@@ -188,11 +194,20 @@ def check_images(images: Tensor, patch: int) -> tuple[int, int]:
     return height // patch, width // patch
 
 
-def official_file(name: str) -> Path:
+def check_weights(name: str, weights: str, *, sha256: str | None = None) -> None:
+    """Raise what `load_backbone` would raise for these weights, without building the model in memory."""
+    resolved = resolve_weights(name, weights, sha256=sha256)
+    if resolved.path is not None:
+        with torch.device("meta"):
+            vit = timm.create_model(ARCHITECTURES[name], pretrained=False, dynamic_img_size=True, num_classes=0)
+        _matching_state(vit, _read_state(resolved.path), resolved.path, name)
+
+
+def official_file(name: str, *, download: bool = True) -> Path:
     """Path of the official weights in torch's hub cache, fetched from their published URL the first time."""
     url = timm.get_pretrained_cfg(ARCHITECTURES[name]).url
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urllib.parse.urlparse(url).path).name
-    if path.is_file():
+    if path.is_file() or not download:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -226,7 +241,7 @@ def _build(name: str, weights: Weights) -> VisionTransformer:
     for block in vit.blocks:
         block.attn.fused_attn = True
     if weights.path is not None:
-        _load_state(vit, _read_state(weights.path), weights.path, name)
+        vit.load_state_dict(_matching_state(vit, _read_state(weights.path), weights.path, name))
     return vit
 
 
@@ -239,7 +254,10 @@ def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises its unpickler's many types here
-        raise ValueError(f"backbone.weights: {path} is not a checkpoint that torch can read safely: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"backbone.weights: {path} is not a checkpoint that torch can read safely: {reason}"
+        ) from error
     for wrapper in ("teacher", "model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -248,8 +266,9 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _load_state(vit: VisionTransformer, state: dict[str, Any], path: Path, name: str) -> None:
-    """Load official keys (also with `module.` and `backbone.` prefixes, and a projection head that is left out)."""
+def _matching_state(vit: VisionTransformer, state: dict[str, Any], path: Path, name: str) -> dict[str, Tensor]:
+    """The state under timm's keys, from official ones (also with `module.` and `backbone.` prefixes, and with a
+    projection head, which is left out). ValueError that lists what is missing, unexpected or of another shape."""
     state = {key.removeprefix("module.").removeprefix("backbone."): value for key, value in state.items()}
     state = {key: value for key, value in state.items() if not key.startswith("head.")}
     state, wanted = checkpoint_filter_fn(state, vit), vit.state_dict()
@@ -260,4 +279,4 @@ def _load_state(vit: VisionTransformer, state: dict[str, Any], path: Path, name:
             f"backbone.weights: {path} does not fit {name}: missing keys {missing[:5]} ({len(missing)}), unexpected "
             f"keys {extra[:5]} ({len(extra)}), wrong shapes {shapes[:5]} ({len(shapes)}); is it of another model?"
         )
-    vit.load_state_dict(state)
+    return state

@@ -46,7 +46,9 @@ def run(
     max_failed_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="Stop a stage early when more than this share of its shards failed.")
     ] = 0.5,
-    reindex: Annotated[bool, typer.Option(help="List the source again; new images make new parts.")] = False,
+    reindex: Annotated[
+        bool, typer.Option(help="List the source again; if it has changed, every stage is computed for the new list.")
+    ] = False,
 ) -> None:
     """Do everything that is not done yet. The same command continues after any interruption."""
     with _user_errors(), _stop_on_sigterm():
@@ -163,7 +165,10 @@ def _user_errors() -> Iterator[None]:
         _fail(str(error), 2)
     except StageFailed as error:
         _print_failures(error.failures)
-        _fail(f"{error}\nthe parts that are done are kept; run the same command again to do the rest", 1)
+        again = (
+            "\nthe parts that are done are kept; run the same command again to do the rest" if error.failures else ""
+        )
+        _fail(f"{error}{again}", 1)
     except KeyboardInterrupt:
         _fail("interrupted; the parts that are done are kept, run the same command again to go on", 130)
 

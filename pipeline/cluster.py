@@ -52,21 +52,30 @@ def _quieten_ray() -> None:
 
 
 def check_resources(config: Config) -> None:
-    """ConfigError with the numbers when the cluster cannot hold the actors that the config asks for."""
-    have, workers = ray.cluster_resources(), config.workers
+    """ConfigError with the numbers when the cluster cannot hold the actors that the config asks for, node by node."""
+    workers = config.workers
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     wanted = {
-        "CPU": (workers.size * workers.cpus, "workers.size x workers.cpus"),
-        "GPU": (workers.size * workers.gpus, "workers.size x workers.gpus"),
-        "memory": (workers.size * workers.memory_gb * 2**30, "workers.size x workers.memory_gb"),
+        "CPU": (workers.cpus, 1, "CPUs", "cpus"),
+        "GPU": (workers.gpus, 1, "GPUs", "gpus"),
+        "memory": (workers.memory_gb * 2**30, 2**30, "GiB of memory", "memory_gb"),
     }
-    for resource, (amount, keys) in wanted.items():
-        if amount > have.get(resource, 0):
-            unit = 2**30 if resource == "memory" else 1
-            name = "GiB of memory" if resource == "memory" else f"{resource}s"
+    for resource, (each, unit, name, key) in wanted.items():
+        total, largest = (pick(node.get(resource, 0) for node in nodes) for pick in (sum, max))
+        have = f"the cluster has {total / unit:.3g}, its largest node {largest / unit:.3g}"
+        if workers.size * each > total or each > largest:
             raise ConfigError(
-                f"{keys} asks for {amount / unit:g} {name}, the cluster has {have.get(resource, 0) / unit:.3g}; "
-                "lower these keys or connect to a larger cluster with --address"
+                f"workers.size x workers.{key} asks for {workers.size * each / unit:g} {name} in actors of "
+                f"{each / unit:g}, {have}; lower these keys or connect to a larger cluster with --address"
             )
+    places = sum(min(int(node.get(r, 0) / w[0]) for r, w in wanted.items() if w[0]) for node in nodes)
+    if places < workers.size:
+        raise ConfigError(
+            f"workers.size asks for {workers.size} actors of {workers.cpus:g} CPUs, {workers.gpus:g} GPUs and "
+            f"{workers.memory_gb:g} GiB, of which the {len(nodes)} nodes hold {places}; lower workers.size"
+        )
+    if workers.kmeans_device == "cuda" and not any(node.get("GPU", 0) for node in nodes):
+        raise ConfigError("workers.kmeans_device is 'cuda', the cluster has no GPU; set it to cpu")
 
 
 def _start_local(config: Config) -> None:

@@ -1,11 +1,13 @@
 """The configuration: one frozen pydantic model a section, unknown keys refused, read from YAML and `--set a.b=c`.
 
 A field that changes the rows of a stage lives in that stage's section and enters its fingerprint; `workers` says how
-the work is done and never changes what comes out.
+the work is done. Of it only the device, the batch sizes and the threads can change a row, and only by rounding: the
+last bits of an embedding.
 """
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +21,7 @@ from pipeline.errors import ConfigError
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, coerce_numbers_to_str=True)
 
 
 def _absolute(uri: str) -> str:
@@ -28,7 +30,8 @@ def _absolute(uri: str) -> str:
         raise ValueError("is empty; give a folder, a file or a URL such as s3://bucket/prefix")
     if storage.redact(uri) != uri:
         raise ValueError("holds credentials; give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE")
-    uri = uri.removeprefix("file://")
+    if uri.startswith("file://"):
+        uri = urllib.parse.unquote(uri.removeprefix("file://"))
     return uri.rstrip("/") if storage.is_remote(uri) else str(Path(uri).expanduser().absolute())
 
 
@@ -135,7 +138,7 @@ class PanopticConfig(Section):
 
 class WorkersConfig(Section):
     size: int = Field(1, ge=1)  # actors a stage
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    device: str = Field("cpu", pattern="^(cpu|cuda)$")  # Ray shows an actor its own cards alone
     cpus: float = Field(1, gt=0)  # CPUs, and threads, of an actor
     gpus: float = Field(0, ge=0)  # GPUs of an actor; fractions share a card
     memory_gb: float = Field(2.5, gt=0)  # heap that Ray reserves for an actor
@@ -178,10 +181,13 @@ class Config(Section):
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file (local or remote) and apply `a.b=c` overrides. ConfigError names the key and the value."""
+    errors: tuple[type[Exception], ...] = (*storage.store_errors(path), ValueError)
     try:
         text = storage.read_bytes(path).decode()
     except FileNotFoundError as error:
         raise ConfigError(f"no config file {path!r}; the repository's configs/ has examples") from error
+    except errors as error:
+        raise ConfigError(f"cannot read the config file {path!r}: {storage.redact(str(error))}") from error
     try:
         data = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -215,9 +221,11 @@ def _apply(data: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section")
         data = child
     try:
-        data[name] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value: {error}") from error
+    plain = isinstance(value, str) and text.strip()[:1] not in {"'", '"'}
+    data[name] = text if plain else value  # a path may hold what YAML takes for a comment
 
 
 def _explain(fault: Any) -> str:

@@ -28,6 +28,7 @@ SIZE = (320, 320)
 
 def run_demo(output: Path, config_path: Path, photos: Path | None, *, scenes: int = SCENES) -> dict[str, float]:
     """Write scenes below `output`, label them, print their scores and the report's path; then `photos`, if given."""
+    photos = photos and photos.expanduser()
     if photos is not None and not photos.is_dir():
         raise ConfigError(f"--photos: no folder {str(photos)!r}; give a folder of images")
     folder = output / "scenes"
@@ -38,12 +39,12 @@ def run_demo(output: Path, config_path: Path, photos: Path | None, *, scenes: in
     scores = score_labels(str(folder), panoptic_rows(stage))
     things_alone = score_labels(str(folder), panoptic_rows(stage, stuff=False))
     report = write_report(config.run.uri, None)
+    _print_scores(scores, things_alone)
+    print(f"report of the scenes: {report}")
     if photos is not None:
         own = _config(config_path, photos, output / "photos", "source.format=auto", "maskcut.image_size=480")
         run(own)
         print(f"report of {photos}: {write_report(own.run.uri, None)}")
-    _print_scores(scores, things_alone)
-    print(f"report of the scenes: {report}")
     return scores
 
 

@@ -35,7 +35,7 @@ def run_shards(
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=min(workers.size, len(pending))),
         num_cpus=workers.cpus,
-        num_gpus=workers.gpus or None,
+        num_gpus=(workers.gpus or None) if actor.uses_device else None,
         memory=workers.memory_gb * 2**30,
     )
     for batch in receipts.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):

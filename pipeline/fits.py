@@ -5,18 +5,26 @@ A function here takes the stage, the config and the stage table, and returns a l
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from pipeline.config import Config
+from pipeline.progress import console
+from pipeline.shards import read_part
 from pipeline.sources import open_index
 from pipeline.stages import Stage, index_folder, teacher_identity
+
+if TYPE_CHECKING:
+    from pipeline.kmeans import IterationReport
 
 Table = Mapping[str, Stage]
 
 
 def fit_clusters(stage: Stage, config: Config, table: Table) -> str:
     """Instance classes: k-means over all embeddings."""
-    from pipeline.kmeans import KMeansSettings, fit_kmeans
+    from model.names import embedding_dim
+    from pipeline.kmeans import KMeansSettings, fit_kmeans, write_empty
 
     clusters, workers = config.clusters, config.workers
     settings = KMeansSettings(
@@ -26,6 +34,9 @@ def fit_clusters(stage: Stage, config: Config, table: Table) -> str:
         max_iterations=clusters.max_iterations,
         tolerance=clusters.tolerance,
     )
+    if not _has_masks(table["instances"]):
+        write_empty(stage.folder, settings, embedding_dim(config.backbone.name))
+        return "no image has a mask, so there are no things; lower maskcut.tau or crf.min_iou to find some"
     result = fit_kmeans(
         table["instances"].parts(),
         stage.folder,
@@ -34,8 +45,26 @@ def fit_clusters(stage: Stage, config: Config, table: Table) -> str:
         cpus_per_actor=workers.cpus,
         device=workers.kmeans_device,
         gpus_per_actor=workers.gpus or 1,
+        on_iteration=_said_now_and_then("clusters"),
     )
     return f"{result.iterations} iterations, inertia {result.inertia[-1]:.6g}"
+
+
+def _has_masks(instances: Stage) -> bool:
+    parts = (read_part(instances, shard, ["area"])["area"] for shard in range(instances.shards))
+    return any(len(areas.combine_chunks().flatten()) for areas in parts)
+
+
+def _said_now_and_then(stage: str, every_s: float = 10.0) -> Callable[[IterationReport], None]:
+    last = time.monotonic()
+
+    def say(report: IterationReport) -> None:
+        nonlocal last
+        if time.monotonic() - last > every_s:
+            last = time.monotonic()
+            console.print(f"{stage}: iteration {report.iteration}, inertia {report.inertia:.6g}")
+
+    return say
 
 
 def fit_semantics(stage: Stage, config: Config, table: Table) -> str:
@@ -84,6 +113,7 @@ def _fit_datus(stage: Stage, config: Config, table: Table) -> str:
         cpus_per_actor=workers.cpus,
         device=workers.kmeans_device,
         gpus_per_actor=workers.gpus or 1,
+        on_iteration=_said_now_and_then("semantics_fit"),
     )
     return f"{result.iterations} iterations, inertia {result.inertia[-1]:.6g}"
 

@@ -365,6 +365,13 @@ def _load_checkpoint(out: str, settings: KMeansSettings, rows: _Rows) -> _State 
         )
 
 
+def write_empty(out: str, settings: KMeansSettings, dim: int) -> None:
+    """The artifact of a source without a single mask: centroids of zeros, which nothing is assigned to."""
+    none = np.zeros(0, np.int64)
+    centroids = np.zeros((settings.k, dim), np.float32)
+    _write_artifact(out, settings, KMeansResult(centroids, np.zeros(settings.k, np.int64), (0.0,), (), none))
+
+
 def _write_artifact(out: str, settings: KMeansSettings, result: KMeansResult) -> None:
     buffer = io.BytesIO()
     np.save(buffer, result.centroids, allow_pickle=False)

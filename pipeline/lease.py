@@ -6,6 +6,7 @@ holder is dead on this machine, or that was not renewed for its lifetime, is tak
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import json
 import os
@@ -27,19 +28,26 @@ LIFETIME_S = 120.0
 
 @contextmanager
 def run_lease(run_uri: str, *, lifetime_s: float = LIFETIME_S) -> Iterator[None]:
-    """Hold the run folder for the time of the block. LeaseHeld when a living run has it."""
+    """Hold the run folder for the time of the block. LeaseHeld when a living run has it, or took it meanwhile because
+    this one was suspended for longer than the lease lasts: the block is then interrupted."""
     uri = storage.join(run_uri, "lease.json")
     owner = _owner()
     _acquire(uri, owner, lifetime_s)
-    stop = threading.Event()
-    renewal = threading.Thread(target=_renew, args=(uri, owner, lifetime_s, stop), daemon=True, name="lease")
+    stop, lost = threading.Event(), threading.Event()
+    renewal = threading.Thread(target=_renew, args=(uri, owner, lifetime_s, stop, lost), daemon=True, name="lease")
     renewal.start()
     try:
         yield
+    except KeyboardInterrupt:
+        if lost.is_set():
+            raise LeaseHeld(
+                f"{storage.redact(uri)}: another run took the folder while this one was suspended"
+            ) from None
+        raise
     finally:
         stop.set()
         renewal.join()
-        if (_read(uri) or {}).get("id") == owner["id"]:
+        if _is_ours(uri, owner):
             storage.remove(uri)
 
 
@@ -55,7 +63,7 @@ def _owner() -> dict[str, Any]:
 
 def _acquire(uri: str, owner: dict[str, Any], lifetime_s: float) -> None:
     for _ in range(3):
-        if storage.create_bytes(uri, _dump(owner, lifetime_s)):
+        if storage.create_bytes(uri, _dump(owner, lifetime_s)) and _is_ours(uri, owner):
             return
         held = _read(uri)
         if held is not None and not _stale(held):
@@ -64,8 +72,19 @@ def _acquire(uri: str, owner: dict[str, Any], lifetime_s: float) -> None:
                 f"since {time.ctime(held.get('acquired', 0))}; wait for it, stop it, or choose another run.uri "
                 f"(a lease that is not renewed expires after {lifetime_s:.0f} s)"
             )
-        storage.remove(uri)
+        _remove_stale(uri, held)
     raise LeaseHeld(f"{storage.redact(uri)}: other runs keep taking the run folder; try again when they have ended")
+
+
+def _remove_stale(uri: str, held: dict[str, Any] | None) -> None:
+    """Remove the stale lease that was read, and put back what another run may have created in its place."""
+    taken = storage.take_away(uri)
+    if taken is not None and _parse(taken).get("id") != (held or {}).get("id"):
+        storage.create_bytes(uri, taken)
+
+
+def _is_ours(uri: str, owner: dict[str, Any]) -> bool:
+    return (_read(uri) or {}).get("id") == owner["id"]
 
 
 def _dump(owner: dict[str, Any], lifetime_s: float) -> bytes:
@@ -73,12 +92,25 @@ def _dump(owner: dict[str, Any], lifetime_s: float) -> bytes:
 
 
 def _read(uri: str) -> dict[str, Any] | None:
+    """The lease that is there. One that cannot be read is looked at again: its creator may be writing it just now."""
+    lease: dict[str, Any] = {}
+    for pause in (0.0, 0.5):
+        time.sleep(pause)
+        try:
+            lease = _parse(storage.read_bytes(uri))
+        except FileNotFoundError:
+            return None
+        if lease:
+            break
+    return lease
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    """Empty for half a file of a driver that died while it wrote."""
     try:
-        return dict(json.loads(storage.read_bytes(uri)))
-    except FileNotFoundError:
-        return None
-    except ValueError:  # half a file of a driver that died while it wrote
-        return {"expires": 0}
+        return dict(json.loads(data))
+    except ValueError:
+        return {}
 
 
 def _stale(held: dict[str, Any]) -> bool:
@@ -95,7 +127,11 @@ def _lives(held: dict[str, Any]) -> bool:
         return False
 
 
-def _renew(uri: str, owner: dict[str, Any], lifetime_s: float, stop: threading.Event) -> None:
+def _renew(uri: str, owner: dict[str, Any], lifetime_s: float, stop: threading.Event, lost: threading.Event) -> None:
     while not stop.wait(lifetime_s / 4):
         with contextlib.suppress(*storage.store_errors(uri)):  # an outage: the next turn comes before the lease ends
+            if not _is_ours(uri, owner):
+                lost.set()
+                _thread.interrupt_main()
+                return
             storage.write_bytes(uri, _dump(owner, lifetime_s))

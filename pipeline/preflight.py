@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 
-from model.backbone import resolve_weights
+from model.backbone import check_weights
 from model.names import patch_size
 from pipeline import storage
 from pipeline.config import Config
@@ -18,7 +18,7 @@ from pipeline.sources import check_source
 def check_all(config: Config) -> None:
     """Weights, sizes, run folder and source, in the order of what they cost."""
     check_sizes(config)
-    check_weights(config)
+    check_backbone(config)
     check_run_folder(config.run.uri)
     source = config.source
     try:
@@ -39,10 +39,10 @@ def check_sizes(config: Config) -> None:
             )
 
 
-def check_weights(config: Config) -> None:
+def check_backbone(config: Config) -> None:
     backbone = config.backbone
     try:
-        resolve_weights(backbone.name, backbone.weights, sha256=backbone.sha256)
+        check_weights(backbone.name, backbone.weights, sha256=backbone.sha256)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
 
@@ -51,11 +51,12 @@ def check_run_folder(run_uri: str) -> None:
     """One real write, read and delete where the parts will go."""
     probe = storage.join(run_uri, f"{storage.TEMPORARY}probe-{uuid.uuid4().hex}")
     content = uuid.uuid4().bytes
+    errors: tuple[type[Exception], ...] = (*storage.store_errors(run_uri), ValueError)  # ValueError: unknown scheme
     try:
         storage.write_bytes(probe, content)
         read = storage.read_bytes(probe)
         storage.remove(probe)
-    except storage.store_errors(run_uri) as error:
+    except errors as error:
         raise ConfigError(
             f"run.uri: cannot write to {storage.redact(run_uri)}: {storage.redact(str(error))}; "
             "choose a folder or bucket that you may write to, or mend its permissions or credentials"

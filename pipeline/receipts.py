@@ -3,6 +3,7 @@ whether a shard is done is told by its part alone."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from typing import TypeVar
 from pipeline import storage
 
 N = TypeVar("N", int, float)
+MAX_RECEIPTS = 1000  # a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +47,32 @@ class Receipt:
 
 
 class ReceiptLog:
-    """Appends receipts to `<run>/receipts/<stage>-<fingerprint>-<start>.jsonl`; an object is put again now and then."""
+    """Appends receipts to `<run>/receipts/<stage>-<fingerprint>-<start>.jsonl`, written again now and then; a file
+    holds up to 1000. A store that is away costs receipts, not the run."""
 
     def __init__(self, run_uri: str, stage: str, fingerprint: str, *, every_s: float = 15.0) -> None:
-        name = f"{stage}-{fingerprint}-{time.time_ns()}.jsonl"
-        self._uri = storage.join(run_uri, "receipts", name)
-        self._lines: list[str] = []
+        self._prefix = storage.join(run_uri, "receipts", f"{stage}-{fingerprint}")
         self._every_s = every_s
         self._written_at = 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._uri = f"{self._prefix}-{time.time_ns()}.jsonl"
+        self._lines: list[str] = []
 
     def append(self, receipt: Receipt) -> None:
         self._lines.append(receipt.to_json())
-        if time.monotonic() - self._written_at > self._every_s:
+        full = len(self._lines) >= MAX_RECEIPTS
+        if full or time.monotonic() - self._written_at > self._every_s:
             self.flush()
+        if full:
+            self._begin()
 
     def flush(self) -> None:
         if self._lines:
-            storage.write_bytes(self._uri, ("\n".join(self._lines) + "\n").encode())
-            self._written_at = time.monotonic()
+            with contextlib.suppress(*storage.store_errors(self._uri)):
+                storage.write_bytes(self._uri, ("\n".join(self._lines) + "\n").encode())
+                self._written_at = time.monotonic()
 
 
 def read_receipts(run_uri: str, stage: str, fingerprint: str | None = None) -> list[Receipt]:

@@ -55,7 +55,6 @@ def run(
         index = _index(config, reindex)
         table = resolve_stages(config, index)
         summary = RunSummary(table, index)
-        _write_latest(config, table)
         for name in names:
             if stages is not None and name not in stages:
                 continue
@@ -65,8 +64,10 @@ def run(
             if pending:
                 _require_inputs(stage, table)
                 _connect(connection, config, address)
+                _write_latest(config, table)
                 _run_stage(stage, pending, config, table, max_failed_fraction)
             summary.computed[name] = len(pending)
+        _write_latest(config, table)
     return summary
 
 
@@ -115,10 +116,8 @@ def _require_inputs(stage: Stage, table: dict[str, Stage]) -> None:
     for name in stage.inputs:
         missing = len(_pending(table[name]))
         if missing:
-            raise StageFailed(
-                f"{stage.name} needs the stage {name}, of which {missing} of {table[name].shards} shards are missing; "
-                "run it first (or leave out --stages)"
-            )
+            lacking = "which is not fitted" if table[name].kind == "fit" else f"{missing} shards of which are missing"
+            raise StageFailed(f"{stage.name} needs the stage {name}, {lacking}; run it first, or leave out --stages")
 
 
 def _run_stage(
@@ -162,12 +161,14 @@ def _run_shard_stage(
 
 
 def _fit(stage: Stage, config: Config, table: dict[str, Stage]) -> None:
+    from ray.exceptions import RayError
+
     from pipeline.fits import FITS
 
     try:
         said = FITS[stage.name](stage, config, table)
-    except ValueError as error:  # too little to fit to, or values that are not numbers
-        raise StageFailed(str(error)) from error
+    except (ValueError, RuntimeError, RayError) as error:  # too little to fit to, workers that die again and again
+        raise StageFailed(f"{stage.name}: {storage.redact(str(error))}") from error
     console.print(f"{stage.name}: {said}")
 
 

@@ -51,6 +51,8 @@ class StageJob:
 class ShardActor(ABC):
     """One worker of a shard stage. Subclasses say what a shard's table is."""
 
+    uses_device = False  # whether an actor gets the GPUs of `workers.gpus`
+
     def __init__(self, job: StageJob) -> None:
         import torch
 
@@ -115,6 +117,8 @@ class ShardActor(ABC):
 
 class PhotoShards(ShardActor):
     """An actor that looks at the photos: they are fetched and decoded in threads, ahead of the device."""
+
+    uses_device = True
 
     def setup(self) -> None:
         from workers.decode import DecodeLimits

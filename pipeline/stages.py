@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ STAGES = (
     "semantics",
     "panoptic",
 )
+PART = re.compile(r"part-(\d{5,})\.parquet")
 FITS = frozenset({"clusters", "semantics_fit", "refine_fit"})
 VERSIONS = dict.fromkeys(STAGES, 1)  # raised when the code gives other content for the same config
 
@@ -74,10 +76,11 @@ def stage_names(config: Config) -> tuple[str, ...]:
     return ("instances", "clusters", *semantic, "panoptic")
 
 
-def resolve_stages(config: Config, index: Index) -> dict[str, Stage]:
-    """Every stage of the config by name, in the order they run. Reads the weights files for their checksums."""
+def resolve_stages(config: Config, index: Index, *, download: bool = True) -> dict[str, Stage]:
+    """Every stage of the config by name, in the order they run. Reads the weights files for their checksums; official
+    weights are fetched the first time if `download`, else FileNotFoundError."""
     table: dict[str, Stage] = {}
-    source = _source(config, index)
+    source = _source(config, index, download)
     for name in stage_names(config):
         inputs, content = _content(name, config, source)
         prints = {used: table[used].fingerprint for used in inputs}
@@ -131,9 +134,9 @@ def index_folder(config: Config) -> str:
 def done_shards(stage: Stage) -> set[int]:
     """The shards whose part is there and whole. A local part that was cut short does not count."""
     return {
-        int(name[5:-8])
+        int(found[1])
         for name, size in storage.list_folder(stage.folder).items()
-        if name.startswith("part-") and name.endswith(".parquet") and _whole(storage.join(stage.folder, name), size)
+        if (found := PART.fullmatch(name)) and _whole(storage.join(stage.folder, name), size)
     }
 
 
@@ -141,20 +144,20 @@ def is_fitted(stage: Stage) -> bool:
     return storage.exists(storage.join(stage.folder, ARTIFACT))
 
 
-def teacher_identity(config: Config) -> str:
+def teacher_identity(config: Config, *, download: bool = True) -> str:
     """Backbone and weights in one line, such as `dino_vits8 sha256:...`."""
     from model.backbone import resolve_weights  # loads torch, which a look at a run can do without
 
     backbone = config.backbone
-    return f"{backbone.name} {resolve_weights(backbone.name, backbone.weights, sha256=backbone.sha256).identity}"
+    return f"{backbone.name} {resolve_weights(backbone.name, backbone.weights, sha256=backbone.sha256, download=download).identity}"
 
 
-def _source(config: Config, index: Index) -> dict[str, Any]:
+def _source(config: Config, index: Index, download: bool) -> dict[str, Any]:
     """What every stage that looks at the photos depends on."""
     return {
         "index": index.digest,
         "shard_size": index.shard_size,
-        "backbone": teacher_identity(config),
+        "backbone": teacher_identity(config, download=download),
         "dtype": config.backbone.dtype,
         **_sections(config, "decode"),
     }

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipeline import storage
 from pipeline.config import Config
@@ -51,12 +51,15 @@ class RunStatus:
 def run_status(config: Config) -> RunStatus:
     """Reads listings and receipts only."""
     run, source = storage.redact(config.run.uri), storage.redact(config.source.uri)
+    errors: tuple[type[Exception], ...] = (*storage.store_errors(config.run.uri), ValueError)
     try:
         index = open_index(index_folder(config))
     except FileNotFoundError:
         return RunStatus(run, source, None, None, config.workers.size, [])
+    except errors as error:
+        raise ConfigError(f"run.uri: cannot read {run}: {storage.redact(str(error))}") from error
     try:
-        table = resolve_stages(config, index)
+        table = resolve_stages(config, index, download=False)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
     stages = [stage_status(config.run.uri, stage) for stage in table.values()]
@@ -101,7 +104,8 @@ def print_status(status: RunStatus, *, as_json: bool = False) -> None:
     console.print(
         f"{status.run}: {status.images} images in {status.shards} shards from {status.source}", soft_wrap=True
     )
-    table = Table("stage", "fingerprint", "done", "rows", "instances", "images/s a worker", "failed shards")
+    columns = ("stage", "fingerprint", "done", "rows", "instances", "images/s a worker", "failed shards")
+    table = Table(*(Column(name, no_wrap=name in {"stage", "fingerprint"}) for name in columns))
     for stage in status.stages:
         rate = stage.images_per_worker_second
         table.add_row(
@@ -125,9 +129,9 @@ def print_plan(status: RunStatus, *, as_json: bool = False) -> None:
     """What is left of each stage, with time and bytes where a rate was measured."""
     steps = [_step(stage, status) for stage in status.stages]
     if as_json:
-        print(
-            json.dumps({"run": status.run, "source": status.source, "images": status.images, "steps": steps}, indent=2)
-        )
+        described = [asdict(step) for step in steps]
+        plan = {"run": status.run, "source": status.source, "images": status.images, "steps": described}
+        print(json.dumps(plan, indent=2))
         return
     console = Console(highlight=False)
     if status.images is None:

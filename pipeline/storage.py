@@ -170,6 +170,23 @@ def create_bytes(uri: str, data: bytes) -> bool:
     return True
 
 
+def take_away(uri: str) -> bytes | None:
+    """Remove a file and return what it held; None when another process was faster. Atomic on local disks."""
+    fs, path = filesystem(uri)
+    if not isinstance(fs, LocalFileSystem):
+        data = read_bytes(uri)
+        remove(uri)
+        return data
+    aside = Path(path).with_name(f"{TEMPORARY}{Path(path).name}-{uuid.uuid4().hex}")
+    try:
+        Path(path).rename(aside)
+    except FileNotFoundError:
+        return None
+    data = aside.read_bytes()
+    aside.unlink()
+    return data
+
+
 def exists(uri: str) -> bool:
     fs, path = filesystem(uri)
     return bool(fs.exists(path))
@@ -201,16 +218,6 @@ def list_folder(uri: str) -> dict[str, int]:
         return {}
     files = {e["name"].rsplit("/", 1)[-1]: int(e["size"]) for e in entries if e["type"] == "file"}
     return dict(sorted(files.items()))
-
-
-def list_folders(uri: str) -> list[str]:
-    """Names of the folders directly in a folder, sorted."""
-    fs, path = filesystem(uri)
-    try:
-        entries = fs.ls(path, detail=True)
-    except FileNotFoundError:
-        return []
-    return sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
 
 
 def walk(uri: str) -> Iterator[FileInfo]:

@@ -67,26 +67,6 @@ def mask_box(mask_hw: ArrayLike) -> Box:
     return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
 
 
-def mask_iou_matrix(masks_nhw: ArrayLike, others_mhw: ArrayLike) -> NDArray[np.float64]:
-    """(n, h, w) and (m, h, w) bool -> (n, m) intersection over union in [0, 1]; 0 where both masks are empty.
-
-    Raises:
-        ValueError: the ranks, dtypes or sizes do not fit.
-    """
-    masks, others = np.asarray(masks_nhw), np.asarray(others_mhw)
-    if masks.ndim != 3 or others.ndim != 3 or masks.shape[1:] != others.shape[1:]:
-        raise ValueError(f"expected two stacks of masks of one size, got {masks.shape} and {others.shape}")
-    if masks.dtype != np.bool_ or others.dtype != np.bool_:
-        raise ValueError(f"expected bool masks, got {masks.dtype} and {others.dtype}")
-    # float32 counts exactly up to 2**24 pixels, and its matrix product runs in BLAS; larger masks need float64.
-    pixels = masks.shape[1] * masks.shape[2]
-    count: type[np.floating] = np.float32 if pixels <= 1 << 24 else np.float64
-    flat, other_flat = (stack.reshape(len(stack), pixels).astype(count) for stack in (masks, others))
-    shared = (flat @ other_flat.T).astype(np.float64)
-    union = flat.sum(axis=1, dtype=np.float64)[:, None] + other_flat.sum(axis=1, dtype=np.float64) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-
-
 def encode_panoptic_png(ids_hw: ArrayLike) -> bytes:
     """(h, w) integer ids in [0, 2**24) -> RGB PNG with id = R + 256 G + 65536 B, as COCO panoptic stores them.
 
@@ -118,15 +98,16 @@ def decode_panoptic_png(data: bytes) -> NDArray[np.int32]:
 
 
 def resize_mask(mask_hw: ArrayLike, height: int, width: int) -> BoolArray:
-    """(h, w) bool -> (height, width) bool by Pillow's bicubic filter, cut at half (CutLER, maskcut.py).
+    """(h, w) bool -> (height, width) bool by Pillow's bicubic filter, cut at half of its maximum (CutLER, maskcut.py).
 
-    The filter is antialiased when it shrinks, so thin parts may vanish. ValueError when a side is not positive.
+    ValueError when a side is not positive.
     """
     mask = _checked_mask(mask_hw)
     if height < 1 or width < 1:
         raise ValueError(f"cannot resize a mask to {height}x{width}")
     grey = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
-    return np.asarray(grey.resize((width, height), Image.Resampling.BICUBIC)) > 127.5
+    resized = np.asarray(grey.resize((width, height), Image.Resampling.BICUBIC))
+    return resized > resized.max() / 2
 
 
 def _checked_mask(mask_hw: ArrayLike) -> BoolArray:

@@ -10,6 +10,7 @@ import pandas as pd
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, StageFailed
@@ -133,6 +134,18 @@ def test_litter_of_a_killed_writer_is_removed(finished: Config) -> None:
     assert not any(path.exists() for path in litter)
 
 
+def test_a_source_without_a_mask_ends_with_void_labels(tmp_path: Path, config_file: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i in range(2):
+        Image.new("RGB", (60, 40), (i, 90, 120)).save(flat / f"{i}.png")
+    config = load_config(str(config_file), [f"source.uri={flat}", "workers.size=1"])
+    assert run(config).computed == {"instances": 1, "clusters": 1, "panoptic": 1}
+    labels = rows(Path(config.run.uri), "panoptic")
+    assert [(row["status"], row["segments"]) for row in labels] == [("no_masks", [])] * 2
+    assert not any(decode_panoptic_png(row["panoptic"]).any() for row in labels)
+
+
 def test_a_stage_without_its_inputs_is_refused(config_file: Path) -> None:
     with pytest.raises(StageFailed, match="panoptic needs the stage instances"):
         run(load_config(str(config_file)), stages=["panoptic"])
@@ -141,7 +154,11 @@ def test_a_stage_without_its_inputs_is_refused(config_file: Path) -> None:
 
 
 def test_a_cluster_that_is_too_small_is_refused_with_the_numbers(config_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"workers.size x workers.cpus asks for 40 CPUs, the cluster has 4"):
+    with pytest.raises(
+        ConfigError, match=r"workers.size x workers.cpus asks for 40 CPUs in actors of 1, the cluster has 4"
+    ):
         run(load_config(str(config_file), ["workers.size=40"]))
-    with pytest.raises(ConfigError, match=r"workers.size x workers.gpus asks for 2 GPUs, the cluster has 0"):
+    with pytest.raises(
+        ConfigError, match=r"workers.size x workers.gpus asks for 2 GPUs in actors of 1, the cluster has 0"
+    ):
         run(load_config(str(config_file), ["workers.gpus=1"]))

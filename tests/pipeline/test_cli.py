@@ -57,3 +57,42 @@ def test_status_and_plan_before_anything_was_done(tmp_path: Path) -> None:
     assert "nothing done yet" in RUNNER.invoke(app, ["status", write(tmp_path)]).output
     assert "nothing is measured yet" in RUNNER.invoke(app, ["plan", write(tmp_path)]).output
     assert not (tmp_path / "run").exists()
+
+
+def test_plan_as_json_after_the_index_is_made(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from pipeline.config import load_config
+    from pipeline.sources import build_index
+    from pipeline.stages import index_folder
+
+    path = write(tmp_path)
+    Image.new("RGB", (20, 20)).save(tmp_path / "photos" / "a.png")
+    config = load_config(path)
+    build_index(index_folder(config), config.source.uri, shard_size=config.source.shard_size)
+    result = RUNNER.invoke(app, ["plan", path, "--json"])
+    assert result.exit_code == 0, result.output
+    steps = json.loads(result.output)["steps"]
+    assert [(step["stage"], step["pending"]) for step in steps] == [("instances", 1), ("clusters", 1), ("panoptic", 1)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "run.uri=foo://bucket/x"], "run.uri: cannot write to foo://bucket/x"),
+        (["--set", "backbone.name=dino_vits8", "--set", "backbone.weights={weights}"], "not a checkpoint that torch"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_work(tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "w.pth").write_bytes(bytes(range(256)) * 2)
+    filled = [argument.format(weights=tmp_path / "w.pth") for argument in arguments]
+    result = RUNNER.invoke(app, ["run", write(tmp_path), *filled])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_folder_as_config_is_refused(tmp_path: Path) -> None:
+    result = RUNNER.invoke(app, ["status", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "cannot read the config file" in result.output

@@ -34,6 +34,13 @@ def test_overrides_reach_nested_keys_and_win(tmp_path: Path) -> None:
     assert config.source.uri == "s3://bucket/x"
 
 
+def test_a_path_is_taken_as_it_is_written(tmp_path: Path) -> None:
+    path = write(tmp_path, "source: {uri: a}\nrun: {uri: out}\n")
+    config = load_config(path, ["source.uri=/x/few #1", "run.uri=/y/2024", "backbone.weights='random:1'"])
+    assert (config.source.uri, config.run.uri, config.backbone.weights) == ("/x/few #1", "/y/2024", "random:1")
+    assert load_config(path, ["source.uri=file:///a/my%20photos"]).source.uri == "/a/my photos"
+
+
 def test_shown_configuration_loads_to_itself(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, "source: {uri: a}\nrun: {uri: out}\n"))
     again = load_config(write(tmp_path, config.to_yaml()))

@@ -61,6 +61,14 @@ def test_a_stale_lease_is_taken_over(tmp_path: Path, content: bytes) -> None:
         assert json.loads((tmp_path / "lease.json").read_text())["id"] != "x"
 
 
+def test_a_run_that_lost_its_lease_is_interrupted_and_leaves_it_to_the_other(tmp_path: Path) -> None:
+    other = {"id": "x", "host": "elsewhere", "pid": 1, "process_started": 0, "expires": time.time() + 60}
+    with pytest.raises(LeaseHeld, match="another run took the folder"), run_lease(str(tmp_path), lifetime_s=0.4):
+        (tmp_path / "lease.json").write_text(json.dumps(other))
+        time.sleep(10)
+    assert json.loads((tmp_path / "lease.json").read_text()) == other
+
+
 def test_a_living_lease_of_another_machine_is_respected(tmp_path: Path) -> None:
     held = {"id": "x", "host": "elsewhere", "pid": 1, "process_started": 0, "expires": time.time() + 60}
     (tmp_path / "lease.json").write_text(json.dumps(held))

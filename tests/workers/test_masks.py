@@ -17,7 +17,6 @@ from workers.masks import (
     encode_panoptic_png,
     encode_rle,
     mask_box,
-    mask_iou_matrix,
     resize_mask,
 )
 
@@ -70,14 +69,6 @@ def test_box_ends_after_the_last_pixel() -> None:
     assert mask_box(block(5, 7, slice(1, 3), slice(2, 6))) == (2.0, 1.0, 6.0, 3.0)
     assert mask_box(np.ones((5, 7), dtype=bool)) == (0.0, 0.0, 7.0, 5.0)
     assert mask_box(np.zeros((5, 7), dtype=bool)) == (0.0, 0.0, 0.0, 0.0)
-
-
-def test_iou_matrix() -> None:
-    left, right = block(4, 4, slice(None), slice(0, 2)), block(4, 4, slice(None), slice(1, 3))
-    none = np.zeros((4, 4), dtype=bool)
-    iou = mask_iou_matrix(np.stack([left, none]), np.stack([left, right, none]))
-    np.testing.assert_allclose(iou, [[1, 1 / 3, 0], [0, 0, 0]], rtol=1e-12)
-    assert mask_iou_matrix(np.zeros((0, 4, 4), bool), left[None]).shape == (0, 1)
 
 
 def test_iou_matrix_refuses_other_sizes_and_dtypes() -> None:
