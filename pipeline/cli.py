@@ -165,10 +165,8 @@ def _user_errors() -> Iterator[None]:
         _fail(str(error), 2)
     except StageFailed as error:
         _print_failures(error.failures)
-        again = (
-            "\nthe parts that are done are kept; run the same command again to do the rest" if error.failures else ""
-        )
-        _fail(f"{error}{again}", 1)
+        again = "\nthe parts that are done are kept; run the same command again to do the rest"
+        _fail(f"{error}{again if error.failures else ''}", 1)
     except KeyboardInterrupt:
         _fail("interrupted; the parts that are done are kept, run the same command again to go on", 130)
 

@@ -149,7 +149,8 @@ def teacher_identity(config: Config, *, download: bool = True) -> str:
     from model.backbone import resolve_weights  # loads torch, which a look at a run can do without
 
     backbone = config.backbone
-    return f"{backbone.name} {resolve_weights(backbone.name, backbone.weights, sha256=backbone.sha256, download=download).identity}"
+    weights = resolve_weights(backbone.name, backbone.weights, sha256=backbone.sha256, download=download)
+    return f"{backbone.name} {weights.identity}"
 
 
 def _source(config: Config, index: Index, download: bool) -> dict[str, Any]:

@@ -71,13 +71,6 @@ def test_box_ends_after_the_last_pixel() -> None:
     assert mask_box(np.zeros((5, 7), dtype=bool)) == (0.0, 0.0, 0.0, 0.0)
 
 
-def test_iou_matrix_refuses_other_sizes_and_dtypes() -> None:
-    with pytest.raises(ValueError, match=r"\(1, 4, 4\) and \(1, 4, 5\)"):
-        mask_iou_matrix(np.zeros((1, 4, 4), bool), np.zeros((1, 4, 5), bool))
-    with pytest.raises(ValueError, match="uint8"):
-        mask_iou_matrix(np.zeros((1, 4, 4), np.uint8), np.zeros((1, 4, 4), bool))
-
-
 def test_panoptic_png_stores_the_low_byte_in_red() -> None:
     ids = np.array([[0, 1, 255], [256, 65536, (1 << 24) - 1]], dtype=np.int32)
     image = np.asarray(Image.open(io.BytesIO(encode_panoptic_png(ids))))
