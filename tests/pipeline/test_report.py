@@ -264,7 +264,7 @@ def test_photos_that_are_gone_or_changed_become_tiles(tmp_path: Path) -> None:
     page = report_of(tmp_path / "run")
     assert "FileNotFoundError" in page.text and "0<i>.jpg" in page.text
     assert "the photo is 50x40, its labels are 96x72" in page.text
-    assert page.values("img", "alt")[:2] == ["2<i>.jpg", "2<i>.jpg with its masks"]
+    assert page.values("img", "alt")[:2] == ["2<i>.jpg", "2<i>.jpg with its labels"]
     assert page.tags.count("i") == page.values("i", "class").count("dot") > 0  # no name became an element
 
 
