@@ -30,7 +30,7 @@ from pipeline.stego_train import Trainer
 from workers.crf import STEGO
 from workers.decode import resize_keep_aspect
 from workers.embeddings import to_images
-from workers.instances import LoadedImage
+from workers.images import LoadedImage
 from workers.phases import Phases
 from workers.stego import ClassMapParams, StegoWorker
 

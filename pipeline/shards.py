@@ -150,7 +150,7 @@ class PhotoShards(ShardActor):
 
     def _load(self, record: ImageRecord) -> Any:
         from workers.decode import DecodeError, decode_image
-        from workers.instances import LoadedImage
+        from workers.images import LoadedImage
 
         try:
             pixels = decode_image(self._fetcher.fetch(record), self._limits)

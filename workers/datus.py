@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +23,7 @@ from PIL import Image
 
 from model.backbone import Backbone
 from workers.embeddings import embed_crops, to_images
-from workers.instances import LoadedImage
+from workers.images import LoadedImage, table_of_images
 from workers.kmeans import assign, embedding_rows
 from workers.louvain import NOISE, SegmentFinder
 from workers.phases import Phases
@@ -96,14 +95,9 @@ class SegmentWorker:
 
         At most `batch_size` images are held at a time. RuntimeError, naming the images, for what is not their fault.
         """
-        rows: list[dict[str, Any]] = []
-        for batch in batches(images, self._batch_size):
-            try:
-                rows.extend(self._rows(batch, phases))
-            except Exception as error:
-                names = ", ".join(image.image_id for image in batch)
-                raise RuntimeError(f"{type(error).__name__} on {names}: {error}") from error
-        return pa.Table.from_pylist(rows, schema=segments_schema(self._backbone.dim))
+        return table_of_images(
+            images, self._batch_size, lambda batch: self._rows(batch, phases), segments_schema(self._backbone.dim)
+        )
 
     def _rows(self, batch: list[LoadedImage], phases: Phases) -> Iterator[dict[str, Any]]:
         with phases("resize"):
@@ -254,10 +248,3 @@ def _png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     image.save(stream, format="PNG")
     return stream.getvalue()
-
-
-def batches(images: Iterable[LoadedImage], size: int) -> Iterator[list[LoadedImage]]:
-    """Lists of `size` images in order, the last one maybe shorter; reads no further ahead."""
-    remaining = iter(images)
-    while batch := list(islice(remaining, size)):
-        yield batch

@@ -18,20 +18,11 @@ from model.backbone import Backbone
 from workers.crf import CrfParams, refine_masks
 from workers.decode import resize_keep_aspect, resize_square
 from workers.embeddings import embed_crops, masked_crop, to_images
+from workers.images import LoadedImage, table_of_images
 from workers.maskcut import maskcut
 from workers.masks import encode_rle, mask_box, resize_mask
 from workers.phases import Phases
 from workers.records import Status, instances_schema
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedImage:
-    """One image of a shard: `pixels` (H, W, 3) uint8 upright RGB, or None with the status and error that say why."""
-
-    image_id: str
-    pixels: np.ndarray | None
-    status: Status = Status.OK
-    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +55,9 @@ class InstanceWorker:
 
         At most `batch_size` images are held at a time. RuntimeError, naming the images, for what is not their fault.
         """
-        rows: list[dict[str, Any]] = []
-        for batch in _batches(images, self._batch_size):
-            try:
-                rows.extend(self._rows(batch, phases))
-            except Exception as error:
-                names = ", ".join(image.image_id for image in batch)
-                raise RuntimeError(f"{type(error).__name__} on {names}: {error}") from error
-        return pa.Table.from_pylist(rows, schema=instances_schema(self._backbone.dim))
+        return table_of_images(
+            images, self._batch_size, lambda batch: self._rows(batch, phases), instances_schema(self._backbone.dim)
+        )
 
     def _rows(self, batch: list[LoadedImage], phases: Phases) -> list[dict[str, Any]]:
         readable = [image for image in batch if image.pixels is not None]
@@ -164,14 +150,3 @@ def _row(
         "score": scores or [],
         "embedding": [] if embeddings is None else list(embeddings),
     }
-
-
-def _batches(images: Iterable[LoadedImage], size: int) -> Iterator[list[LoadedImage]]:
-    batch: list[LoadedImage] = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

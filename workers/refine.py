@@ -26,9 +26,9 @@ from torch.nn import functional as F
 
 from model.backbone import IMAGENET_MEAN, IMAGENET_STD
 from model.deeplab import argmax_at_size, build_deeplab
-from workers.datus import VOID, batches, resize_bicubic
+from workers.datus import VOID, resize_bicubic
 from workers.embeddings import to_images
-from workers.instances import LoadedImage
+from workers.images import LoadedImage, table_of_images
 from workers.phases import Phases
 from workers.records import SEMANTICS_SCHEMA
 
@@ -180,14 +180,7 @@ class RefineWorker:
 
         At most `batch_size` images are held at a time. RuntimeError, naming the images, for what is not their fault.
         """
-        rows: list[dict[str, Any]] = []
-        for batch in batches(images, self._batch_size):
-            try:
-                rows.extend(self._rows(batch, phases))
-            except Exception as error:
-                names = ", ".join(image.image_id for image in batch)
-                raise RuntimeError(f"{type(error).__name__} on {names}: {error}") from error
-        return pa.Table.from_pylist(rows, schema=SEMANTICS_SCHEMA)
+        return table_of_images(images, self._batch_size, lambda batch: self._rows(batch, phases), SEMANTICS_SCHEMA)
 
     @torch.inference_mode()
     def _rows(self, batch: list[LoadedImage], phases: Phases) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from model.stego import ALPHA, ClusterProbe, StegoHead
 from workers.crf import CrfParams, dense_crf
 from workers.decode import Pixels, resize_keep_aspect
 from workers.embeddings import to_images
-from workers.instances import LoadedImage
+from workers.images import LoadedImage, table_of_images
 from workers.phases import Phases
 from workers.records import SEMANTICS_SCHEMA
 
@@ -74,7 +74,7 @@ class TeacherWorker:
 
         At most `batch_size` images are held at a time. RuntimeError, naming the images, for what is not their fault.
         """
-        return _table(images, self._batch_size, lambda batch: self._rows(batch, phases), FEATURES_SCHEMA)
+        return table_of_images(images, self._batch_size, lambda batch: self._rows(batch, phases), FEATURES_SCHEMA)
 
     def _rows(self, batch: list[LoadedImage], phases: Phases) -> list[dict[str, Any]]:
         with phases("resize"):
@@ -193,7 +193,7 @@ class StegoWorker:
 
         At most `batch_size` images are held at a time. RuntimeError, naming the images, for what is not their fault.
         """
-        return _table(images, self._batch_size, lambda batch: self._rows(batch, phases), SEMANTICS_SCHEMA)
+        return table_of_images(images, self._batch_size, lambda batch: self._rows(batch, phases), SEMANTICS_SCHEMA)
 
     def _rows(self, batch: list[LoadedImage], phases: Phases) -> list[dict[str, Any]]:
         maps = self._maps([image.pixels for image in batch if image.pixels is not None], phases)
@@ -293,20 +293,3 @@ def encode_labels(labels_HW: NDArray[np.uint8]) -> bytes:
 
 def _row(image: LoadedImage) -> dict[str, Any]:
     return {"image_id": image.image_id, "status": str(image.status), "error": image.error}
-
-
-def _table(
-    images: Iterable[LoadedImage],
-    size: int,
-    rows: Callable[[list[LoadedImage]], list[dict[str, Any]]],
-    schema: pa.Schema,
-) -> pa.Table:
-    """The rows of `size` images at a time; what one batch holds is freed before the next."""
-    remaining, done = iter(images), []
-    while batch := list(itertools.islice(remaining, size)):
-        try:
-            done.append(pa.RecordBatch.from_pylist(rows(batch), schema=schema))
-        except Exception as error:
-            names = ", ".join(image.image_id for image in batch)
-            raise RuntimeError(f"{type(error).__name__} on {names}: {error}") from error
-    return pa.Table.from_batches(done, schema=schema)

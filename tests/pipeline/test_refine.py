@@ -29,7 +29,7 @@ from pipeline.refine_photos import PhotosOfParts
 from pipeline.sources import build_index
 from workers.datus import encode_segments, segments_schema
 from workers.decode import DecodeLimits
-from workers.instances import LoadedImage
+from workers.images import LoadedImage
 from workers.phases import Phases
 from workers.records import SEMANTICS_SCHEMA, Status
 from workers.refine import DeepLabTrainer, RefineSettings, RefineWorker, batch_rows, load_group

@@ -34,7 +34,7 @@ from workers.datus import (
     segment_crop,
     segments_schema,
 )
-from workers.instances import LoadedImage
+from workers.images import LoadedImage
 from workers.louvain import (
     SegmentFinder,
     affinity_graph,

@@ -10,7 +10,8 @@ import pytest
 from model.backbone import load_backbone
 from pipeline.scenes import make_scene
 from workers.crf import CrfParams
-from workers.instances import InstanceParams, InstanceWorker, LoadedImage
+from workers.images import LoadedImage
+from workers.instances import InstanceParams, InstanceWorker
 from workers.masks import decode_rle
 from workers.phases import Phases
 from workers.records import Status

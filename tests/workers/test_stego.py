@@ -18,7 +18,7 @@ from model.backbone import load_backbone
 from model.stego import ClusterProbe, StegoHead
 from workers import stego
 from workers.crf import STEGO
-from workers.instances import LoadedImage
+from workers.images import LoadedImage
 from workers.phases import Phases
 from workers.records import SEMANTICS_SCHEMA, Status
 from workers.stego import (
