@@ -28,9 +28,9 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from model.backbone import load_backbone
-from pipeline.class_maps import VOID, Prediction
-from pipeline.evaluate_semantic import count_pixels, evaluate_semantic, summarise
-from pipeline.label_sources import open_labels
+from pipeline.evaluate.class_maps import VOID, Prediction
+from pipeline.evaluate.labels import open_labels
+from pipeline.evaluate.semantic import count_pixels, evaluate_semantic, summarise
 from workers import kmeans as kernel
 from workers.decode import resize_keep_aspect
 

@@ -21,8 +21,8 @@ from machine import describe_machine, publish
 from pipeline.actors import InstanceShards
 from pipeline.cluster import connect
 from pipeline.config import Config
+from pipeline.demo.scenes import write_scenes
 from pipeline.engine import run_shards
-from pipeline.scenes import write_scenes
 from pipeline.shards import StageJob
 from pipeline.sources import build_index
 from pipeline.stages import index_folder, resolve_stages

@@ -23,10 +23,10 @@ from machine import describe_machine
 
 from model.backbone import load_backbone
 from model.stego import ClusterProbe, StegoHead
+from pipeline.demo.scenes import make_scene
 from pipeline.ranks import Ranks
-from pipeline.scenes import make_scene
-from pipeline.stego import StegoSettings
-from pipeline.stego_train import Trainer
+from pipeline.semantics.stego import StegoSettings
+from pipeline.semantics.stego_train import Trainer
 from workers.crf import STEGO
 from workers.decode import resize_keep_aspect
 from workers.embeddings import to_images

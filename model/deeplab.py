@@ -1,7 +1,7 @@
 """DeepLabV3 with a ResNet-50 (arXiv 1706.05587), trained on a class map to smooth it: the second stage of DatUS2.
 
 torchvision's model without any of its labelled weights. The ResNet starts at random or from a self-supervised
-checkpoint such as DINO's. Shapes: B images, (H, W) pixels, (h, w) a smaller map, S classes.
+checkpoint such as DINO's. Shapes: B images, (H, W) pixels, S classes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.models.segmentation import DeepLabV3, deeplabv3_resnet50
-
-STRIP_FLOATS = 1 << 24  # 64 MiB of float32 logits at a time
 
 
 def build_deeplab(classes: int, *, seed: int = 0, backbone: str | Path | None = None) -> DeepLabV3:
@@ -29,33 +26,6 @@ def build_deeplab(classes: int, *, seed: int = 0, backbone: str | Path | None = 
     if backbone is not None:
         _load_resnet(model, Path(backbone))
     return model
-
-
-def argmax_at_size(logits_Shw: Tensor, height: int, width: int, *, strip_floats: int = STRIP_FLOATS) -> Tensor:
-    """(S, h, w) float -> (height, width) uint8: argmax of the logits enlarged bilinearly, S <= 255.
-
-    As F.interpolate with align_corners=False, in strips of rows of at most `strip_floats` logits (at least one row),
-    so that memory does not grow with the photo.
-    """
-    rows = max(1, strip_floats // (logits_Shw.shape[0] * width))
-    above, below, weight = _row_weights(logits_Shw, height)
-    classes = torch.empty(height, width, dtype=torch.uint8, device=logits_Shw.device)
-    for start in range(0, height, rows):
-        strip = slice(start, min(start + rows, height))
-        tall = torch.lerp(logits_Shw[:, above[strip]], logits_Shw[:, below[strip]], weight[strip, None])
-        wide = F.interpolate(tall[None], size=(tall.shape[1], width), mode="bilinear", align_corners=False)
-        classes[strip] = wide[0].argmax(0)
-    return classes
-
-
-def _row_weights(logits_Shw: Tensor, target: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of `target` rows the two of the logits that it lies between, and the share of the lower one."""
-    source = logits_Shw.shape[1]
-    position = (
-        (torch.arange(target, device=logits_Shw.device, dtype=logits_Shw.dtype) + 0.5) * (source / target) - 0.5
-    ).clamp(0, source - 1)
-    above = position.long()
-    return above, (above + 1).clamp(max=source - 1), position - above
 
 
 def _load_resnet(model: DeepLabV3, path: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.shards import PhotoShards, ShardActor, read_part
+from pipeline.stages import features_sample
 from workers.phases import Phases
 
 
@@ -36,7 +37,7 @@ class InstanceShards(PhotoShards):
 
 
 class FeatureShards(PhotoShards):
-    """Photos -> the teacher's patch features that STEGO learns from."""
+    """Photos -> the teacher's patch features that STEGO learns from. Photos outside the sample are never fetched."""
 
     def make_worker(self) -> Any:
         from workers.stego import TeacherParams, TeacherWorker
@@ -45,13 +46,28 @@ class FeatureShards(PhotoShards):
         workers = self.config.workers
         return TeacherWorker(self.load_backbone(), params, device=workers.device, batch_size=workers.batch_size)
 
+    def process(self, shard: int, phases: Phases) -> pa.Table:
+        from pipeline.semantics.stego_sample import sampled_rows
+        from workers.stego import with_rows_left_out
+
+        index, records = self.index, self.index.records(shard)
+        rows = sampled_rows(
+            shard * index.shard_size,
+            len(records),
+            images=index.images,
+            wanted=features_sample(self.config, index),
+            seed=self.config.seed,
+        )
+        table = self.process_records([records[row] for row in rows], phases)
+        return with_rows_left_out(table, [record.image_id for record in records], rows)
+
 
 class StegoShards(PhotoShards):
     """Photos -> class maps of the fitted STEGO head."""
 
     def make_worker(self) -> Any:
+        from pipeline.semantics.stego import load_stego
         from pipeline.stages import teacher_identity
-        from pipeline.stego import load_stego
         from workers.crf import STEGO
         from workers.stego import ClassMapParams, StegoWorker
 
@@ -108,7 +124,7 @@ class RefineShards(PhotoShards):
     """Photos -> class maps of the network that was trained on the first ones."""
 
     def make_worker(self) -> Any:
-        from pipeline.refine import load_deeplab
+        from pipeline.semantics.refine import load_deeplab
         from workers.refine import RefineWorker
 
         model, settings = load_deeplab(self.job.inputs["refine_fit"].folder)

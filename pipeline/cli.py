@@ -88,7 +88,7 @@ def report(
 ) -> None:
     """One self-contained HTML file: counts, seconds by phase, photos with their masks, clusters."""
     with _user_errors():
-        from pipeline.report import write_report
+        from pipeline.report.write import write_report
 
         print(write_report(run_or_config, output, max_photos=photos, max_clusters=clusters))
 
@@ -101,7 +101,7 @@ def demo(
 ) -> None:
     """Generate scenes with known truth, label them without looking at it, and score the labels."""
     with _user_errors(), _stop_on_sigterm():
-        from pipeline.demo import run_demo
+        from pipeline.demo.run import run_demo
 
         run_demo(output, config, photos)
 
@@ -123,8 +123,8 @@ def evaluate_semantic(
     with _user_errors():
         import json
 
-        from pipeline import evaluate_semantic as evaluation
-        from pipeline.label_sources import read_names
+        from pipeline.evaluate import semantic as evaluation
+        from pipeline.evaluate.labels import read_names
 
         found = evaluation.evaluate_semantic(
             run_or_config, labels, ignore=ignore or (255,), names=read_names(names) if names else None, output=output

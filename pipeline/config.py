@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +19,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from model.names import BACKBONES
 from pipeline import storage
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from model.stego import LossTerms
 
 
 class Section(BaseModel):
@@ -101,16 +105,46 @@ class ClustersConfig(Section):
     tolerance: float = Field(1e-4, ge=0)  # relative drop of the inertia at which the iteration stops
 
 
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Shift = Annotated[float, Field(ge=-2, le=2)]  # the range of similarities that are centred
+
+
+class LossWeights(Section):
+    """Weights of the terms of STEGO's loss; None is the preset's."""
+
+    intra: Weight | None = None  # a photo with itself
+    inter: Weight | None = None  # with one of its neighbours
+    negative: Weight | None = None  # with another photo of the batch
+
+    @model_validator(mode="after")
+    def _something_weighs(self) -> LossWeights:
+        if self.intra == self.inter == self.negative == 0:
+            raise ValueError("are all 0, so there would be nothing to learn")
+        return self
+
+
+class LossShifts(Section):
+    """Similarity of the teacher's features above which STEGO pulls a pair together; None is the preset's."""
+
+    intra: Shift | None = None
+    inter: Shift | None = None
+    negative: Shift | None = None
+
+
 class SemanticsConfig(Section):
     method: Literal["none", "stego", "datus"] = "none"
     classes: int = Field(27, ge=1, le=254)  # stuff classes
     # stego: the fit
     preset: Literal["cocostuff27_vits", "cocostuff27_vitb", "cityscapes", "potsdam"] = "cocostuff27_vits"
+    weights: LossWeights = LossWeights()  # in place of the preset's, to fit another backbone
+    shifts: LossShifts = LossShifts()  # likewise; the histograms of a fit tell which way
     crops: Literal["centre", "five"] = "centre"  # of a photo whose teacher features are learnt from
     neighbours: int = Field(7, ge=1)  # a positive is one of so many most similar photos
     batch_size: int = Field(16, ge=2)
     steps: int = Field(5000, ge=1)
-    max_images: int | None = Field(None, ge=2)  # fit to a random so many
+    # Photos fitted to, spread over the source; None: all. COCO-Stuff's training list is 50,000, and 5000 steps of 16
+    # draw 80,000 photos or crops, so that more would hardly be seen. Each costs 1.2 MB (ViT-B/8; five crops: 6 MB).
+    max_images: int | None = Field(50_000, ge=2)
     # stego: the class maps
     image_size: int = Field(448, ge=16)  # pixels of the short side
     flip: bool = True  # average with the mirrored photo
@@ -131,6 +165,29 @@ class SemanticsConfig(Section):
             raise ValueError(f"refine_batch_size {self.refine_batch_size} is not a multiple of 4")
         return self
 
+    @model_validator(mode="after")
+    def _sample_fills_a_batch(self) -> SemanticsConfig:
+        items = None if self.max_images is None else self.max_images * (5 if self.crops == "five" else 1)
+        for key, least in (("batch_size", self.batch_size), ("neighbours", self.neighbours + 1)):
+            if self.method == "stego" and items is not None and items < least:
+                raise ValueError(
+                    f"max_images {self.max_images} gives {items} photos or crops, {key} {getattr(self, key)} needs "
+                    f"{least}; raise max_images or lower {key}"
+                )
+        return self
+
+    def loss_terms(self) -> LossTerms:
+        """The preset with those weights and shifts in their place that are given."""
+        from model.stego import PRESETS
+
+        given = {
+            f"{term}_{kind}": value
+            for kind, values in (("weight", self.weights), ("shift", self.shifts))
+            for term, value in values
+            if value is not None
+        }
+        return replace(PRESETS[self.preset], **given)
+
 
 class PanopticConfig(Section):
     max_cover: float = Field(0.7, ge=0, le=1)  # a stuff class that things cover more than this stays void
@@ -145,7 +202,8 @@ class WorkersConfig(Section):
     batch_size: int = Field(1, ge=1)  # images a forward pass
     crop_batch: int = Field(16, ge=1)  # mask crops a forward pass
     prefetch: int = Field(4, ge=1, le=64)  # images fetched and decoded ahead of the device
-    train_workers: int = Field(0, ge=0)  # of fits that train a network, by Ray Train; 0: in the driver's process
+    # Of fits that train a network, by Ray Train; 0: in the driver's process, on the CPUs of all workers together.
+    train_workers: int = Field(0, ge=0)
     kmeans_device: Literal["cpu", "cuda"] = "cpu"  # cuda needs the extra u2label[gpu]
 
     @model_validator(mode="after")

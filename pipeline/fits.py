@@ -5,18 +5,20 @@ A function here takes the stage, the config and the stage table, and returns a l
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config
-from pipeline.progress import console
+from pipeline.progress import FitProgress, console
 from pipeline.shards import read_part
 from pipeline.sources import open_index
 from pipeline.stages import Stage, index_folder, teacher_identity
 
 if TYPE_CHECKING:
-    from pipeline.kmeans import IterationReport
+    from pipeline.clusters.kmeans import IterationReport
 
 Table = Mapping[str, Stage]
 
@@ -24,7 +26,7 @@ Table = Mapping[str, Stage]
 def fit_clusters(stage: Stage, config: Config, table: Table) -> str:
     """Instance classes: k-means over all embeddings."""
     from model.names import embedding_dim
-    from pipeline.kmeans import KMeansSettings, fit_kmeans, write_empty
+    from pipeline.clusters.kmeans import KMeansSettings, fit_kmeans, write_empty
 
     clusters, workers = config.clusters, config.workers
     settings = KMeansSettings(
@@ -73,35 +75,36 @@ def fit_semantics(stage: Stage, config: Config, table: Table) -> str:
 
 
 def _fit_stego(stage: Stage, config: Config, table: Table) -> str:
-    from model.stego import PRESETS
-    from pipeline.stego import fit_stego
-    from pipeline.stego_job import StegoSettings
+    from pipeline.semantics.stego import fit_stego
+    from pipeline.semantics.stego_job import StegoSettings
 
     semantics, workers = config.semantics, config.workers
     settings = StegoSettings(
         classes=semantics.classes,
-        terms=PRESETS[semantics.preset],
+        terms=semantics.loss_terms(),
         neighbours=semantics.neighbours,
         batch_size=semantics.batch_size,
         steps=semantics.steps,
         seed=config.seed,
         max_images=semantics.max_images,
     )
-    fitted = fit_stego(
-        table["features"].parts(),
-        stage.folder,
-        settings,
-        teacher=teacher_identity(config),
-        num_workers=workers.train_workers,
-        device=_device(config),
-        cpus_per_worker=workers.cpus,
-        gpus_per_worker=workers.gpus,
-    )
+    with FitProgress(stage.name, settings.steps) as progress, _threads(config) as cpus:
+        fitted = fit_stego(
+            table["features"].parts(),
+            stage.folder,
+            settings,
+            teacher=teacher_identity(config),
+            num_workers=workers.train_workers,
+            device=_device(config),
+            cpus_per_worker=cpus,
+            gpus_per_worker=workers.gpus,
+            on_log=lambda entry: progress.update(int(entry["step"]), entry["correspondence"]),
+        )
     return f"{semantics.steps} steps, loss {fitted.record['history'][-1]['correspondence']:.4g}"
 
 
 def _fit_datus(stage: Stage, config: Config, table: Table) -> str:
-    from pipeline.datus import fit_datus
+    from pipeline.semantics.datus import fit_datus
 
     workers = config.workers
     result = fit_datus(
@@ -120,8 +123,8 @@ def _fit_datus(stage: Stage, config: Config, table: Table) -> str:
 
 def fit_refine(stage: Stage, config: Config, table: Table) -> str:
     """DatUS2's second stage: a DeepLabV3 trained on the first class maps."""
-    from pipeline.refine import fit_deeplab
-    from pipeline.refine_photos import PhotosOfParts
+    from pipeline.semantics.refine import fit_deeplab
+    from pipeline.semantics.refine_photos import PhotosOfParts
     from workers.decode import DecodeLimits
     from workers.refine import RefineSettings
 
@@ -135,17 +138,43 @@ def fit_refine(stage: Stage, config: Config, table: Table) -> str:
     )
     limits = DecodeLimits(max_pixels=config.decode.max_pixels, min_side=config.decode.min_side)
     photos = PhotosOfParts(open_index(index_folder(config)), table["semantics_draft"].parts(), limits=limits)
-    fit_deeplab(
-        photos,
-        stage.folder,
-        settings,
-        num_workers=workers.train_workers,
-        device=_device(config),
-        cpus_per_worker=workers.cpus,
-        gpus_per_worker=workers.gpus,
-        backbone=semantics.refine_backbone,
-    )
+    with FitProgress(stage.name, settings.steps) as progress, _threads(config) as cpus:
+        fit_deeplab(
+            photos,
+            stage.folder,
+            settings,
+            num_workers=workers.train_workers,
+            device=_device(config),
+            cpus_per_worker=cpus,
+            gpus_per_worker=workers.gpus,
+            backbone=semantics.refine_backbone,
+            on_log=lambda entry: progress.update(int(entry["step"]), entry["loss"]),
+        )
     return f"{settings.steps} steps on {len(photos)} photos"
+
+
+@contextlib.contextmanager
+def _threads(config: Config) -> Iterator[float]:
+    """The CPUs of each worker of a training; in the driver's own process, where no actor is at work meanwhile, as many
+    as all workers have, up to those of this machine, as threads of torch for the time of the block."""
+    import torch
+
+    workers = config.workers
+    if workers.train_workers:
+        yield workers.cpus
+        return
+    threads = max(1, min(int(workers.size * workers.cpus), _machine_cpus()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def _machine_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _device(config: Config) -> str:

@@ -22,7 +22,7 @@ class StageProgress:
         self._started = time.monotonic()
         self._line_every_s = line_every_s
         self._said_at = 0.0
-        self._bar = _bar() if console.is_terminal else None
+        self._bar = _bar("shards") if console.is_terminal else None
 
     def __enter__(self) -> StageProgress:
         if self._bar is not None:
@@ -60,12 +60,55 @@ class StageProgress:
         return f"{self.stage}: {self.shards}/{self.pending} shards, {self._rate()}, {seconds:.0f} s, {left:.0f} s to go"
 
 
-def _bar() -> Progress:
+class FitProgress:
+    """The steps of one fit and its loss. Use as a context manager; `update` may be called from another thread."""
+
+    def __init__(self, stage: str, steps: int, *, line_every_s: float = 10.0) -> None:
+        self.stage, self.steps = stage, steps
+        self._started = self._said_at = time.monotonic()
+        self._line_every_s = line_every_s
+        self._first: tuple[int, float] | None = None  # the step seen first, and when: a fit may go on from half way
+        self._bar = _bar("steps") if console.is_terminal else None
+
+    def __enter__(self) -> FitProgress:
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(self.stage, total=self.steps, rate="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, step: int, loss: float) -> None:
+        """`step` steps are done, the loss of the last of them was `loss`."""
+        now = time.monotonic()
+        if self._first is None or step < self._first[0]:  # seen for the first time, or back at a checkpoint
+            self._first = (step, now)
+            if self._bar is not None:
+                self._bar.reset(self._task, completed=step, rate=f"loss {loss:.4g}")
+                return
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, rate=f"loss {loss:.4g}")
+        elif now - self._said_at > self._line_every_s and step < self.steps:
+            self._said_at = now
+            console.print(self._line(step, loss, now))
+
+    def _line(self, step: int, loss: float, now: float) -> str:
+        assert self._first is not None
+        done, seconds = step - self._first[0], now - self._first[1]
+        left = f", {seconds / done * (self.steps - step):.0f} s to go" if done else ""
+        return f"{self.stage}: step {step}/{self.steps}, loss {loss:.4g}, {now - self._started:.0f} s{left}"
+
+
+def _bar(unit: str) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("shards, {task.fields[rate]}"),
+        TextColumn(unit + ", {task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 from pipeline import storage
+from workers.records import Status
 
 N = TypeVar("N", int, float)
 MAX_RECEIPTS = 1000  # a file
@@ -43,7 +44,8 @@ class Receipt:
 
     @property
     def images(self) -> int:
-        return sum(self.rows.values())
+        """Images that the stage looked at."""
+        return sum(self.rows.values()) - self.rows.get(Status.NOT_SAMPLED, 0)
 
 
 class ReceiptLog:

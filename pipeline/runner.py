@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
+import time
 from collections.abc import Collection
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -165,11 +167,32 @@ def _fit(stage: Stage, config: Config, table: dict[str, Stage]) -> None:
 
     from pipeline.fits import FITS
 
+    started = time.perf_counter()
     try:
         said = FITS[stage.name](stage, config, table)
     except (ValueError, RuntimeError, RayError) as error:  # too little to fit to, workers that die again and again
-        raise StageFailed(f"{stage.name}: {storage.redact(str(error))}") from error
+        message = storage.redact(str(error))
+        _log_fit(stage, config, time.perf_counter() - started, message)
+        raise StageFailed(f"{stage.name}: {message}") from error
+    _log_fit(stage, config, time.perf_counter() - started, None)
     console.print(f"{stage.name}: {said}")
+
+
+def _log_fit(stage: Stage, config: Config, seconds: float, error: str | None) -> None:
+    """The receipt of a fit: its time is that of the attempt that ended it, without those that were killed."""
+    log = ReceiptLog(config.run.uri, stage.name, stage.fingerprint)
+    receipt = Receipt(
+        stage=stage.name,
+        fingerprint=stage.fingerprint,
+        shard=0,
+        ok=error is None,
+        wall_s=seconds,
+        seconds={"fit": seconds},
+        error=error,
+        host=socket.gethostname(),
+    )
+    log.append(receipt)
+    log.flush()
 
 
 def _remove_litter(folder: str) -> None:

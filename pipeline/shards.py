@@ -15,7 +15,7 @@ import socket
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -133,7 +133,11 @@ class PhotoShards(ShardActor):
         """An object with `process(images, phases) -> table`."""
 
     def process(self, shard: int, phases: Phases) -> pa.Table:
-        images = ahead(self._load, self.index.records(shard), depth=self.config.workers.prefetch)
+        return self.process_records(self.index.records(shard), phases)
+
+    def process_records(self, records: Sequence[ImageRecord], phases: Phases) -> pa.Table:
+        """The worker's table of these photos, one row each, in order."""
+        images = ahead(self._load, records, depth=self.config.workers.prefetch)
         return self.worker.process(_timed(images, phases, "wait_for_input"), phases)
 
     def load_backbone(self) -> Any:

@@ -15,11 +15,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.semantics.stego_sample import sample_size
 from pipeline.sources import Index
 from workers.records import SCHEMA_VERSION
 
@@ -40,7 +41,7 @@ FITS = frozenset({"clusters", "semantics_fit", "refine_fit"})
 VERSIONS = dict.fromkeys(STAGES, 1)  # raised when the code gives other content for the same config
 
 FIT_KEYS = {
-    "stego": ("classes", "preset", "neighbours", "batch_size", "steps", "max_images"),
+    "stego": ("classes", "neighbours", "batch_size", "steps", "max_images"),
     "datus": ("classes",),
 }
 MAP_KEYS = {"stego": ("image_size", "flip", "crf"), "datus": ("fill_holes",)}
@@ -57,6 +58,7 @@ class Stage:
     folder: str
     shards: int
     inputs: tuple[str, ...] = ()  # the stages it reads
+    images: int | None = None  # photos that all its shards together look at; None where that is not known
 
     def part(self, shard: int) -> str:
         return storage.join(self.folder, f"part-{shard:05d}.parquet")
@@ -82,15 +84,24 @@ def resolve_stages(config: Config, index: Index, *, download: bool = True) -> di
     table: dict[str, Stage] = {}
     source = _source(config, index, download)
     for name in stage_names(config):
-        inputs, content = _content(name, config, source)
+        inputs, content = _content(name, config, index, source)
         prints = {used: table[used].fingerprint for used in inputs}
         digest = _digest({"stage": name, "version": VERSIONS[name], "schema": SCHEMA_VERSION, **prints, **content})
         folder = storage.join(config.run.uri, name, digest)
-        table[name] = Stage(name, "fit" if name in FITS else "shard", digest, folder, index.shards, inputs)
+        if name in FITS:
+            table[name] = Stage(name, "fit", digest, folder, index.shards, inputs)
+        else:
+            images = features_sample(config, index) if name == "features" else index.images
+            table[name] = Stage(name, "shard", digest, folder, index.shards, inputs, images)
     return table
 
 
-def _content(name: str, config: Config, source: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+def features_sample(config: Config, index: Index) -> int:
+    """How many photos of the source the stage `features` looks at."""
+    return sample_size(index.images, config.semantics.max_images)
+
+
+def _content(name: str, config: Config, index: Index, source: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The inputs of a stage, and what of the config and the source enters its own fingerprint."""
     semantics = config.semantics
     method, refined = semantics.method, semantics.refine != "none"
@@ -101,12 +112,14 @@ def _content(name: str, config: Config, source: dict[str, Any]) -> tuple[tuple[s
         case "clusters":
             return ("instances",), {"seed": config.clusters_seed, **_sections(config, "clusters")}
         case "features":
-            return (), source | {"crops": semantics.crops}
+            return (), source | {"crops": semantics.crops, "sample": _sample(config, index)}
         case "segments":
             return (), source
         case "semantics_fit":
             first = "features" if method == "stego" else "segments"
             fit = {key: getattr(semantics, key) for key in FIT_KEYS[method]}
+            if method == "stego":
+                fit["terms"] = asdict(semantics.loss_terms())  # a preset is what its numbers are
             return (first,), {"method": method, "seed": config.seed, **fit}
         case "semantics_draft":
             return ("segments", "semantics_fit"), maps
@@ -124,6 +137,12 @@ def _content(name: str, config: Config, source: dict[str, Any]) -> tuple[tuple[s
         case _:
             stuff = () if method == "none" else ("semantics",)
             return ("instances", "clusters", *stuff), _sections(config, "panoptic")
+
+
+def _sample(config: Config, index: Index) -> dict[str, int] | None:
+    """What decides which photos have features; None when all have."""
+    wanted = features_sample(config, index)
+    return None if wanted == index.images else {"images": wanted, "seed": config.seed}
 
 
 def index_folder(config: Config) -> str:

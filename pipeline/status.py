@@ -12,6 +12,7 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.receipts import add_up, read_receipts
+from pipeline.semantics.fit_progress import read_progress
 from pipeline.sources import open_index
 from pipeline.stages import Stage, done_shards, index_folder, is_fitted, resolve_stages
 
@@ -34,6 +35,9 @@ class StageStatus:
     seconds: dict[str, float]  # by phase, over all workers
     images_per_worker_second: float | None
     bytes_per_image: float | None
+    images: int | None = None  # that the stage looks at; None for fits
+    fit_seconds: float | None = None  # of a fit: its last attempt, else the last one with other settings
+    progress: dict[str, float] | None = None  # of an unfinished fit that trains: step, steps and losses
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,9 @@ def stage_status(run_uri: str, stage: Stage) -> StageStatus:
         seconds=add_up(r.seconds for r in good),
         images_per_worker_second=images / wall if images and wall else None,
         bytes_per_image=sum(r.bytes for r in measured) / images if images else None,
+        images=stage.images,
+        fit_seconds=wall if stage.kind == "fit" and measured else None,
+        progress=read_progress(stage.folder) if stage.kind == "fit" and not done else None,
     )
 
 
@@ -111,11 +118,11 @@ def print_status(status: RunStatus, *, as_json: bool = False) -> None:
         table.add_row(
             stage.stage,
             stage.fingerprint,
-            f"{stage.done}/{stage.shards}",
+            _state(stage) if stage.kind == "fit" else f"{stage.done}/{stage.shards}",
             ", ".join(f"{count} {name}" for name, count in stage.rows.items()),
             str(stage.instances) if stage.instances else "",
             f"{rate:.2f}" if rate else "",
-            ", ".join(map(str, stage.failed[:8])),
+            ", ".join("the fit" if stage.kind == "fit" else str(shard) for shard in stage.failed[:8]),
         )
     console.print(table)
     for stage in status.stages:
@@ -123,6 +130,12 @@ def print_status(status: RunStatus, *, as_json: bool = False) -> None:
         if total:
             shares = ", ".join(f"{100 * count / total:.1f} % {kind}" for kind, count in stage.pixels.items())
             console.print(f"pixels of {stage.stage}: {shares}")
+
+
+def _state(fit: StageStatus) -> str:
+    if fit.done:
+        return "fitted" if fit.fit_seconds is None else f"fitted in {fit.fit_seconds:.0f} s"
+    return "to fit" if fit.progress is None else f"step {fit.progress['step']:.0f} of {fit.progress['steps']:.0f}"
 
 
 def print_plan(status: RunStatus, *, as_json: bool = False) -> None:
@@ -138,20 +151,22 @@ def print_plan(status: RunStatus, *, as_json: bool = False) -> None:
         console.print(f"index {status.source}, then every stage; nothing is measured yet", soft_wrap=True)
         return
     table = Table("stage", "to do", "images", "time", "size", title=f"{status.workers} workers")
-    for step in steps:
+    for stage, step in zip(status.stages, steps, strict=True):
+        fit = stage.kind == "fit"
         table.add_row(
             step.stage,
-            f"{step.pending} of {step.shards}",
-            str(step.images),
+            _state(stage) if fit else f"{step.pending} of {step.shards}",
+            "" if fit else str(step.images),
             "not measured" if step.seconds is None else f"{step.seconds:.0f} s",
-            "not measured" if step.bytes is None else f"{step.bytes / 2**20:.1f} MiB",
+            "" if fit else "not measured" if step.bytes is None else f"{step.bytes / 2**20:.1f} MiB",
         )
     console.print(table)
 
 
 @dataclass(frozen=True)
 class PlanStep:
-    """What is left of one stage. `seconds` with all workers and `bytes` are None before a rate was measured."""
+    """What is left of one stage. `seconds` with all workers and `bytes` are None before a rate was measured; a fit is
+    taken to last as long as the last time."""
 
     stage: str
     pending: int
@@ -163,7 +178,9 @@ class PlanStep:
 
 def _step(stage: StageStatus, status: RunStatus) -> PlanStep:
     pending = stage.shards - stage.done
-    images = round((status.images or 0) * pending / max(stage.shards, 1))
+    if stage.kind == "fit":
+        return PlanStep(stage.stage, pending, stage.shards, 0, stage.fit_seconds if pending else 0.0, None)
+    images = round((stage.images or 0) * pending / max(stage.shards, 1))
     rate, size = stage.images_per_worker_second, stage.bytes_per_image
     seconds = 0.0 if not pending else images / (rate * status.workers) if rate else None
     return PlanStep(stage.stage, pending, stage.shards, images, seconds, images * size if size else None)

@@ -16,10 +16,11 @@ SCHEMA_VERSION = 1
 
 
 class Status(StrEnum):
-    """What became of one image. `error` says why in words when the status is not `ok` or `no_masks`."""
+    """What became of one image. `error` says why in words when the image is at fault: the last five."""
 
     OK = "ok"
     NO_MASKS = "no_masks"  # readable, but no instance was found
+    NOT_SAMPLED = "not_sampled"  # left out on purpose and never looked at: the stage works on a sample
     MISSING = "missing"  # the source listed it, and it could not be fetched
     EMPTY = "empty"  # zero bytes
     UNDECODABLE = "undecodable"  # not an image, truncated or corrupt

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.backbone import IMAGENET_MEAN, IMAGENET_STD
-from model.deeplab import argmax_at_size, build_deeplab
+from model.deeplab import build_deeplab
+from model.enlarge import argmax_at_size
 from workers.datus import VOID, resize_bicubic
 from workers.embeddings import to_images
 from workers.images import LoadedImage, table_of_images
@@ -193,7 +194,7 @@ class RefineWorker:
             labels = None
             if image.pixels is not None:
                 with phases("enlarge"):
-                    labels = _png(argmax_at_size(next(logits), *image.pixels.shape[:2]).cpu().numpy())
+                    labels = _png(argmax_at_size(next(logits), image.pixels.shape[:2]).cpu().numpy())
             yield {"image_id": image.image_id, "status": str(image.status), "error": image.error, "labels": labels}
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,18 +26,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.backbone import Backbone
+from model.enlarge import argmax_at_size
 from model.stego import ALPHA, ClusterProbe, StegoHead
 from workers.crf import CrfParams, dense_crf
 from workers.decode import Pixels, resize_keep_aspect
 from workers.embeddings import to_images
 from workers.images import LoadedImage, table_of_images
 from workers.phases import Phases
-from workers.records import SEMANTICS_SCHEMA
+from workers.records import SEMANTICS_SCHEMA, Status
 
 Crops = Literal["centre", "five"]
 
 TEACHER_SIZE = 224  # pixels
-BAND_PIXELS = 1 << 22  # of one class, at the original size, scored at a time (16 MiB)
 NEIGHBOUR_ROWS = 2048  # queries at a time, so that memory does not grow with the square of the photos
 
 FEATURES_SCHEMA = pa.schema(
@@ -46,7 +46,7 @@ FEATURES_SCHEMA = pa.schema(
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", pa.string()),
         pa.field("shape", pa.list_(pa.int32(), 4)),  # crops, C, h, w
-        pa.field("features", pa.large_binary()),  # float16, little-endian, in that order; null without an image
+        pa.field("features", pa.large_binary()),  # float16, little-endian, in that order; null unless ok
     ]
 )
 
@@ -118,6 +118,15 @@ def _square(pixels: Pixels, box: tuple[int, int, int, int], size: int) -> Pixels
     left, top = x1 + (x2 - x1 - side) / 2, y1 + (y2 - y1 - side) / 2
     square = (left, top, left + side, top + side)
     return np.array(Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS, box=square))
+
+
+def with_rows_left_out(features: pa.Table, image_ids: Sequence[str], rows: Sequence[int]) -> pa.Table:
+    """A table of FEATURES_SCHEMA of the photos `rows` of a shard -> of all its photos, the others `not_sampled`."""
+    kept = set(rows)
+    others = [row for row in range(len(image_ids)) if row not in kept]
+    blank = [{"image_id": image_ids[row], "status": str(Status.NOT_SAMPLED)} for row in others]
+    whole = pa.concat_tables([features, pa.Table.from_pylist(blank, schema=FEATURES_SCHEMA)])
+    return whole.take(np.argsort([*rows, *others]))
 
 
 def read_features(row: Mapping[str, Any]) -> NDArray[np.float16]:
@@ -219,7 +228,7 @@ class StegoWorker:
                     with phases("crf"):
                         log_probs_Shw = _refined(small, log_probs_Shw, self._params.crf)
                 with phases("upsample"):
-                    yield class_map(log_probs_Shw, photo.shape[:2])
+                    yield argmax_at_size(log_probs_Shw, photo.shape[:2]).cpu().numpy()
 
     @torch.inference_mode()
     def log_probs(self, resized_BHW3: Pixels, phases: Phases) -> Tensor:
@@ -245,43 +254,6 @@ def _refined(image_HW3: Pixels, log_probs_Shw: Tensor, params: CrfParams) -> Ten
     size = image_HW3.shape[:2]
     upsampled = F.interpolate(log_probs_Shw[None], size=size, mode="bilinear", align_corners=False)[0]
     return dense_crf(image_HW3, upsampled.softmax(0), params).clamp_min(1e-10).log()
-
-
-def class_map(log_probs_Shw: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """(S, h, w) -> (H, W) uint8: the most probable class of each pixel, of scores resized bilinearly.
-
-    Equal to the argmax of `interpolate(..., align_corners=False)`, ties to the lowest class, without its S maps of
-    H x W: rows come in bands, and each class is compared with the best so far.
-    """
-    height, width = size
-    left, right, weight_W = _between(log_probs_Shw.shape[2], width, range(width), log_probs_Shw.device)
-    wide_ShW = torch.lerp(log_probs_Shw[:, :, left], log_probs_Shw[:, :, right], weight_W)
-    labels_HW = np.empty(size, np.uint8)
-    rows = max(1, BAND_PIXELS // width)
-    for top in range(0, height, rows):
-        band = range(top, min(top + rows, height))
-        labels_HW[band.start : band.stop] = _best(wide_ShW, height, band).cpu().numpy()
-    return labels_HW
-
-
-def _best(wide_ShW: Tensor, height: int, band: range) -> Tensor:
-    """(S, h, W) scores -> (band, W) uint8 class of the rows `band` of `height`."""
-    above, below, weight = _between(wide_ShW.shape[1], height, band, wide_ShW.device)
-    best = torch.full((len(band), wide_ShW.shape[2]), -torch.inf, device=wide_ShW.device)
-    labels = torch.zeros(best.shape, dtype=torch.uint8, device=wide_ShW.device)
-    for number, scores_hW in enumerate(wide_ShW):
-        scores = torch.lerp(scores_hW[above], scores_hW[below], weight[:, None])
-        labels.masked_fill_(scores > best, number)
-        torch.maximum(best, scores, out=best)
-    return labels
-
-
-def _between(cells: int, size: int, pixels: range, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The two of `cells` cells that each pixel of a side of `size` lies between, and the weight of the second."""
-    centres = torch.arange(pixels.start, pixels.stop, device=device) + 0.5
-    place = (centres * (cells / size) - 0.5).clamp(0, cells - 1)
-    first = place.long()
-    return first, (first + 1).clamp_max(cells - 1), place - first
 
 
 def encode_labels(labels_HW: NDArray[np.uint8]) -> bytes:

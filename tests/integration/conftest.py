@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from pipeline.config import Config, load_config
+from pipeline.demo.scenes import write_scenes
 from pipeline.runner import run
-from pipeline.scenes import write_scenes
 
 SCENES, SHARD_SIZE, SHARDS = 24, 3, 8
 DEADLINE_S = 120
@@ -52,15 +52,16 @@ def finished(config_file: Path, labelled: Path) -> Config:
     return load_config(str(config_file))
 
 
-def write_config(scenes: Path, folder: Path) -> Path:
+def write_config(scenes: Path, folder: Path, *, shard_size: int = SHARD_SIZE, **sections: dict[str, Any]) -> Path:
     config = {
-        "source": {"uri": str(scenes), "shard_size": SHARD_SIZE},
+        "source": {"uri": str(scenes), "shard_size": shard_size},
         "run": {"uri": str(folder / "run")},
         "backbone": {"name": "patch-dct", "weights": "random:0"},
         "maskcut": {"image_size": 160, "tau": 0.4, "max_masks": 2},
         "embedding": {"crop_size": 64},
         "clusters": {"k": 4},
         "workers": {"size": 2, "cpus": 1, "memory_gb": 0.6},
+        **sections,
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -6,19 +6,62 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
-from tests.integration.conftest import DEADLINE_S, SHARDS, Start, finish, rows
+from pipeline.config import load_config
+from pipeline.runner import run as run_stages
+from tests.integration.conftest import DEADLINE_S, SCENES, SHARDS, Start, finish, rows, write_config
+
+STEGO = {
+    "method": "stego",
+    "classes": 4,
+    "crops": "five",
+    "max_images": 15,
+    "batch_size": 2,
+    "steps": 130,  # a checkpoint after 100
+    "image_size": 160,
+}
+DATUS = {"method": "datus", "classes": 3, "fill_holes": "nearest"}
+
+
+def parts(run: Path, stage: str) -> dict[Path, int]:
+    """The parts of a stage, and when they were written."""
+    return {part: part.stat().st_mtime_ns for part in run.glob(f"{stage}/*/part-*.parquet")}
+
+
+def fitted(run: Path) -> bytes:
+    """The weights or centroids that the semantic fit left."""
+    (file,) = (file for name in ("head.safetensors", "centroids.npy") for file in run.glob(f"semantics_fit/*/{name}"))
+    return file.read_bytes()
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not ready():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "nothing came in time"
+        time.sleep(0.005)
 
 
 def wait_for_parts(run: Path, count: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while len(list(run.glob("instances/*/part-*.parquet"))) < count:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "no part in time"
-        time.sleep(0.02)
+    wait_until(lambda: len(parts(run, "instances")) >= count, process)
+
+
+def kill_driver(process: subprocess.Popen[str]) -> None:
+    """SIGKILL, until all of its workers have ended too."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in family if "Shards" in " ".join(child.cmdline())]
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=DEADLINE_S)
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive  # workers end with their driver
+    for child in family:  # Ray's agents outlive it
+        if child.is_running():
+            child.kill()
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -27,8 +70,8 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [child for child in children if "InstanceShards" in " ".join(child.cmdline())]
 
 
-def assert_same_rows(run: Path, undisturbed: Path) -> None:
-    for stage in ("instances", "panoptic"):
+def assert_same_rows(run: Path, undisturbed: Path, stages: tuple[str, ...] = ("instances", "panoptic")) -> None:
+    for stage in stages:
         assert rows(run, stage) == rows(undisturbed, stage)
     assert not list(run.rglob(".tmp-*"))
 
@@ -40,15 +83,8 @@ def test_killed_worker_killed_driver_and_ctrl_c(
     run = tmp_path / "run"
     killed = start_u2label("run", str(config_file), "--set", "workers.size=1")
     wait_for_parts(run, 1, killed)
-    workers, family = workers_of(killed), psutil.Process(killed.pid).children(recursive=True)
-    assert workers
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait(timeout=DEADLINE_S)
-    _, alive = psutil.wait_procs(workers, timeout=60)
-    assert not alive  # workers end with their driver
-    for process in family:  # Ray's agents outlive it
-        if process.is_running():
-            process.kill()
+    assert workers_of(killed)
+    kill_driver(killed)
     assert (run / "lease.json").exists()  # nobody gave it back; the next run sees that its holder is dead
 
     interrupted = start_u2label("run", str(config_file), "--set", "workers.size=1")
@@ -75,3 +111,43 @@ def test_two_runs_cannot_share_a_folder(config_file: Path, tmp_path: Path, start
     second = start_u2label("run", str(config_file))
     assert f"in use by process {first.pid}" in finish(second, 2)
     finish(first, 0)
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(("semantics", "first"), [(STEGO, "features"), (DATUS, "segments")], ids=["stego", "datus"])
+def test_a_driver_killed_in_each_stage_of_stuff(
+    semantics: dict[str, object],
+    first: str,
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start_u2label: Start,
+) -> None:
+    """SIGKILL in the first stage, in the fit and in the class maps: what is done stays, the rest comes out alike."""
+    scratch, run, undisturbed = (tmp_path / name for name in ("scratch", "run", "undisturbed"))
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # the names of its sockets must be short
+    stages = (first, "semantics_fit", "semantics")
+    config = write_config(scenes, tmp_path, shard_size=1, semantics=semantics)
+    command = ("run", str(config), "--stages", ",".join(stages), "--set", "workers.size=1")
+
+    def ready(stage: str) -> bool:
+        return bool(parts(run, stage)) if stage != "semantics_fit" else any(run.glob(f"{stage}/*/checkpoint.*"))
+
+    done: dict[Path, int] = {}
+    for stage in stages if first == "features" else (first, "semantics"):  # to fit clusters to so little is too quick
+        process = start_u2label(*command)
+        wait_until(lambda stage=stage: ready(stage), process)  # type: ignore[misc]
+        kill_driver(process)
+        assert done.items() <= parts(run, "*").items()
+        done = parts(run, "*")
+        assert len(parts(run, stage)) < SCENES
+    finish(start_u2label(*command), 0)
+    assert done.items() <= parts(run, "*").items()
+    assert not [path for path in scratch.iterdir() if "stego" in path.name]
+
+    alone = load_config(str(config), [f"run.uri={undisturbed}", "workers.size=1"])
+    assert run_stages(alone, stages=stages).computed == {first: SCENES, "semantics_fit": 1, "semantics": SCENES}
+    assert_same_rows(run, undisturbed, (first, "semantics"))
+    assert fitted(run) == fitted(undisturbed)

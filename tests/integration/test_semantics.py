@@ -17,6 +17,7 @@ from tests.integration.conftest import SCENES, SHARDS, rows
 from workers.masks import decode_panoptic_png
 
 STEGO = ["semantics.method=stego", "semantics.classes=4", "semantics.steps=20", "semantics.image_size=160"]
+SAMPLE = ["semantics.max_images=16"]
 DATUS = ["semantics.method=datus", "semantics.classes=3"]
 
 
@@ -46,7 +47,9 @@ def test_stuff_from_photos_to_panoptic_parts(with_things: Path, overrides: list[
     before = rows(Path(config.run.uri), "panoptic")
     assert run(config).computed["semantics"] == 1
     assert rows(Path(config.run.uri), "panoptic") == before
-    pixels = run_status(config).stages[-1].pixels
+    *_, fit, _, panoptic = run_status(config).stages
+    assert (fit.stage, fit.done, fit.rows) == ("semantics_fit", 1, {}) and (fit.fit_seconds or 0) > 0
+    pixels = panoptic.pixels
     assert sum(pixels.values()) == SCENES * 160 * 160
     assert pixels["stuff"] > 0.3 * SCENES * 160 * 160
 
@@ -68,6 +71,25 @@ def check_labels(config: Config) -> None:
             assert segment["is_thing"] == (segment["category"] <= k)
             if not segment["is_thing"]:
                 assert (semantic[ids == segment["id"]] == segment["category"] - k - 1).all()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_features_of_a_sample_are_the_same_for_any_workers_and_after_a_loss(with_things: Path, tmp_path: Path) -> None:
+    config = load_config(str(with_things), [*STEGO, *SAMPLE])
+    summary = run(config, stages=["features"])
+    found = rows(Path(config.run.uri), "features")
+    statuses = [row["status"] for row in found]
+    assert (statuses.count("ok"), statuses.count("not_sampled")) == (17, SCENES - 17)
+    features = next(stage for stage in run_status(config).stages if stage.stage == "features")
+    assert (features.images, features.rows, features.failed) == (17, {"ok": 17, "not_sampled": 7}, [])
+
+    Path(summary.stages["features"].part(3)).unlink()
+    assert run(config, stages=["features"]).computed == {"features": 1}
+    assert rows(Path(config.run.uri), "features") == found
+
+    alone = load_config(str(with_things), [*STEGO, *SAMPLE, "workers.size=1", f"run.uri={tmp_path / 'alone'}"])
+    run(alone, stages=["features"])
+    assert rows(Path(alone.run.uri), "features") == found
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -66,6 +66,27 @@ def test_shown_configuration_loads_to_itself(tmp_path: Path) -> None:
         ("source: {uri: a}\nrun: {uri: x}", ["maskcut.tau"], r"write it as section.key=value"),
         ("source: {uri: a}\nrun: {uri: x}\nseed: 1", ["seed.x=1"], r"'seed' is a value, not a section"),
         ("source: {uri: a}\nrun: {uri: x}", ["backbone.sha256=abc"], r"backbone.sha256"),
+        ("source: {uri: a}\nrun: {uri: x}", ["semantics.shifts.intra=3"], r"shifts.intra: .*less than or equal to 2"),
+        (
+            "source: {uri: a}\nrun: {uri: x}",
+            ["semantics.weights.self=1"],
+            r"weights.self: unknown key; known keys: intra",
+        ),
+        (
+            "source: {uri: a}\nrun: {uri: x}",
+            ["semantics.weights={intra: 0, inter: 0, negative: 0}"],
+            r"semantics.weights: are all 0, so there would be nothing to learn",
+        ),
+        (
+            "source: {uri: a}\nrun: {uri: x}\nsemantics: {method: stego, max_images: 12}",
+            [],
+            r"max_images 12 gives 12 photos or crops, batch_size 16 needs 16; raise max_images or lower batch_size",
+        ),
+        (
+            "source: {uri: a}\nrun: {uri: x}\nsemantics: {method: stego, max_images: 4, batch_size: 2, crops: five}",
+            ["semantics.neighbours=20"],
+            r"max_images 4 gives 20 photos or crops, neighbours 20 needs 21",
+        ),
         ("[1, 2]", [], r"must hold a mapping of sections, got list"),
         ("a: [", [], r"is not valid YAML"),
     ],
@@ -92,7 +113,41 @@ def test_shipped_configs_are_valid_short_and_commented(path: Path) -> None:
     load_config(str(path))
     lines = path.read_text().splitlines()
     assert len(lines) < 80
-    keys = [line for line in lines if line.startswith("  ") and ":" in line and not line.lstrip().startswith("#")]
-    uncommented = [line for line in keys if "#" not in line]
-    assert len(uncommented) <= len(keys) / 3
-    assert isinstance(yaml.safe_load(path.read_text()), dict)
+    keys = [line for line in lines if ":" in line and not line.lstrip().startswith("#")]
+    assert [line for line in keys if "#" not in line and not line.endswith(":")] == []
+    assert lines[0].startswith("# ")
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "classes", "crops", "weights", "shifts"),
+    [
+        ("cocostuff27_vits", "dino_vits8", 27, "five", (0.67, 0.25, 0.63), (0.08, 0.02, 0.66)),
+        ("cocostuff27_vitb", "dino_vitb8", 27, "five", (0.10, 1.00, 0.15385), (0.12, 0.20, 1.00)),
+        ("cityscapes", "dino_vitb8", 27, "five", (1.0, 0.5775, 0.9059), (0.4583, 0.1755, 0.3136)),
+        ("potsdam", "dino_vits8", 3, "centre", (0.67, 0.25, 0.63), (0.08, 0.02, 0.46)),
+    ],
+)
+def test_presets_are_the_published_blocks(
+    name: str, backbone: str, classes: int, crops: str, weights: tuple[float, ...], shifts: tuple[float, ...]
+) -> None:
+    path = ROOT / "configs" / f"{name}.yaml"
+    config = load_config(str(path))
+    semantics = config.semantics
+    assert (semantics.method, semantics.preset, config.backbone.name) == ("stego", name, backbone)
+    assert (semantics.classes, semantics.crops, semantics.neighbours) == (classes, crops, 7)
+    assert (semantics.batch_size, semantics.steps, config.seed) == (16, 5000, 0)
+    terms = semantics.loss_terms()
+    assert (terms.intra_weight, terms.inter_weight, terms.negative_weight) == weights
+    assert (terms.intra_shift, terms.inter_shift, terms.negative_shift) == shifts
+    spelt = {line.split(":")[0].strip(" #"): line for line in path.read_text().splitlines() if "intra:" in line}
+    for key, values in (("weights", weights), ("shifts", shifts)):  # what the comments say is what the preset is
+        written = yaml.safe_load(spelt[key].strip(" #"))[key]
+        assert tuple(written[term] for term in ("intra", "inter", "negative")) == values
+
+
+def test_single_weights_and_shifts_take_the_place_of_the_presets(tmp_path: Path) -> None:
+    path = write(tmp_path, "source: {uri: a}\nrun: {uri: x}\nsemantics: {preset: potsdam, shifts: {negative: 0.9}}")
+    terms = load_config(path, ["semantics.weights.inter=0"]).semantics.loss_terms()
+    assert (terms.negative_shift, terms.inter_weight) == (0.9, 0.0)
+    assert (terms.intra_shift, terms.inter_shift, terms.intra_weight, terms.negative_weight) == (0.08, 0.02, 0.67, 0.63)

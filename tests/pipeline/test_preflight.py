@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Config
+from pipeline.demo.scenes import write_scenes
 from pipeline.errors import ConfigError
 from pipeline.preflight import check_all, check_run_folder
-from pipeline.scenes import write_scenes
 
 
 def config(images: Path, run_folder: Path, /, **sections: dict[str, object]) -> Config:

@@ -33,6 +33,10 @@ def test_the_newest_receipt_of_a_shard_counts(tmp_path: Path) -> None:
     assert add_up(r.rows for r in found) == {"ok": 4, "empty": 2}
 
 
+def test_images_outside_a_sample_were_not_looked_at() -> None:
+    assert receipt(0, rows={"ok": 3, "not_sampled": 9, "missing": 1}).images == 4
+
+
 def test_no_receipts_yet(tmp_path: Path) -> None:
     assert read_receipts(str(tmp_path), "instances", "abc") == []
     ReceiptLog(str(tmp_path), "instances", "abc").flush()

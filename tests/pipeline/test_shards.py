@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.actors import InstanceShards
 from pipeline.config import Config
+from pipeline.demo.scenes import write_scenes
 from pipeline.runner import _metadata
-from pipeline.scenes import write_scenes
 from pipeline.shards import StageJob, ahead
 from pipeline.sources import build_index
 from pipeline.stages import index_folder, resolve_stages

@@ -50,6 +50,31 @@ def test_a_change_reaches_its_stage_and_all_below(index: Index) -> None:
         assert changed == [i >= first_changed for i in range(3)], change
 
 
+def stego_fingerprints(index: Index, seed: int = 0, **semantics: object) -> tuple[str, str, str]:
+    small = {"method": "stego", "batch_size": 2, "neighbours": 1}
+    table = resolve_stages(config(semantics=small | semantics, seed=seed), index)
+    return table["features"].fingerprint, table["semantics_fit"].fingerprint, table["semantics"].fingerprint
+
+
+def test_the_sample_decides_the_features_and_nothing_else_of_the_fit_does(index: Index) -> None:
+    whole = stego_fingerprints(index)
+    for change in ({"max_images": 4}, {"max_images": 5}, {"crops": "five"}):
+        assert all(a != b for a, b in zip(stego_fingerprints(index, **change), whole, strict=True)), change
+    assert stego_fingerprints(index, max_images=4) != stego_fingerprints(index, max_images=5)
+    assert stego_fingerprints(index, 1, max_images=4)[0] != stego_fingerprints(index, 0, max_images=4)[0]
+    for same in ({"max_images": None}, {"max_images": 10}, {"steps": 9}, {"preset": "potsdam"}):
+        assert stego_fingerprints(index, **same)[0] == whole[0], same  # ten photos: all of them
+    assert stego_fingerprints(index, 1)[0] == whole[0]  # without a sample the seed decides nothing
+
+
+def test_a_preset_is_what_its_numbers_are(index: Index) -> None:
+    base = stego_fingerprints(index, preset="cocostuff27_vits")
+    spelt = {"weights": {"intra": 0.67, "inter": 0.25, "negative": 0.63}, "shifts": {"negative": 0.66}}
+    assert stego_fingerprints(index, preset="potsdam", **spelt) == base
+    other = stego_fingerprints(index, preset="cocostuff27_vits", shifts={"inter": 0.1})
+    assert [a == b for a, b in zip(other, base, strict=True)] == [True, False, False]
+
+
 def test_how_the_work_is_done_changes_nothing(index: Index) -> None:
     base = fingerprints(config(), index)
     assert fingerprints(config(workers={"size": 7, "batch_size": 4, "cpus": 2}, run={"uri": "/else"}), index) == base

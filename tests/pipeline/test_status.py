@@ -8,9 +8,11 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.receipts import Receipt, ReceiptLog
-from pipeline.sources import build_index
+from pipeline.runner import _log_fit
+from pipeline.semantics.fit_progress import write_progress
+from pipeline.sources import build_index, open_index
 from pipeline.stages import index_folder, resolve_stages
-from pipeline.status import _step, print_plan, print_status, run_status
+from pipeline.status import StageStatus, _step, print_plan, print_status, run_status
 
 
 @pytest.fixture
@@ -40,8 +42,6 @@ def add_receipts(config: Config, fingerprint: str, done: int) -> None:
 
 
 def test_counts_rates_and_failures(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.sources import open_index
-
     stage = resolve_stages(config, open_index(index_folder(config)))["instances"]
     Path(stage.folder).mkdir(parents=True)
     for shard in range(3):
@@ -60,6 +60,57 @@ def test_counts_rates_and_failures(config: Config, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     assert "3/5" in printed
     assert "2 of 5" in printed
+
+
+def stego(config: Config, max_images: int | None) -> Config:
+    semantics = {"method": "stego", "max_images": max_images, "batch_size": 2, "neighbours": 1}
+    return Config.model_validate(config.model_dump() | {"semantics": semantics})
+
+
+def test_features_are_planned_for_the_sample_alone(config: Config) -> None:
+    status = run_status(stego(config, 4))
+    features = next(stage for stage in status.stages if stage.stage == "features")
+    assert (features.images, features.shards) == (5, 5)
+    log = ReceiptLog(config.run.uri, "features", "another")
+    for shard in range(5):
+        log.append(Receipt("features", "another", shard, True, 2.0, {"ok": 1, "not_sampled": 1}, bytes=1000))
+    log.flush()
+    status = run_status(stego(config, 4))
+    features = next(stage for stage in status.stages if stage.stage == "features")
+    step = _step(features, status)
+    assert (features.images_per_worker_second, features.bytes_per_image) == (0.5, 1000.0)
+    assert (step.images, step.seconds, step.bytes) == (5, 5.0, 5000.0)  # two workers
+
+
+def test_a_fit_is_told_by_its_step_then_by_its_time(
+    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # of the terminal
+    config = stego(config, None)
+
+    def fit() -> StageStatus:
+        status = run_status(config)
+        print_status(status)
+        print_plan(status)
+        return next(stage for stage in status.stages if stage.stage == "semantics_fit")
+
+    stage = resolve_stages(config, open_index(index_folder(config)))["semantics_fit"]
+    assert (fit().fit_seconds, fit().progress) == (None, None)
+    assert "to fit" in capsys.readouterr().out
+    write_progress(stage.folder, 5000, {"step": 300, "correspondence": 0.5})
+    assert fit().progress == {"step": 300, "correspondence": 0.5, "steps": 5000}
+    assert "step 300 of 5000" in capsys.readouterr().out
+    _log_fit(stage, config, 3.0, "too few images")
+    assert fit().failed == [0]
+    assert "the fit" in capsys.readouterr().out
+    _log_fit(stage, config, 42.0, None)
+    Path(stage.folder, "artifact.json").write_text("{}")
+    done = fit()
+    assert (done.fit_seconds, done.seconds, done.failed, done.progress) == (42.0, {"fit": 42.0}, [], None)
+    assert capsys.readouterr().out.count("fitted in 42 s") == 2
+    other = run_status(Config.model_validate(config.model_dump() | {"seed": 1}))
+    waiting = next(stage for stage in other.stages if stage.stage == "semantics_fit")
+    assert (waiting.done, _step(waiting, other).seconds) == (0, 42.0)  # as long as the last time
 
 
 def test_a_plan_for_other_settings_uses_the_rates_of_the_last_run(config: Config) -> None:

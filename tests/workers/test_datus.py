@@ -23,7 +23,7 @@ from PIL import Image
 from sknetwork.clustering import Louvain
 
 from model.backbone import load_backbone
-from pipeline.scenes import make_scene
+from pipeline.demo.scenes import make_scene
 from workers.datus import (
     DatusWorker,
     SegmentParams,

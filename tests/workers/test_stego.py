@@ -8,8 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,7 +25,6 @@ from workers.stego import (
     StegoWorker,
     TeacherParams,
     TeacherWorker,
-    class_map,
     descriptor,
     nearest_neighbours,
     read_features,
@@ -159,25 +156,6 @@ def test_a_row_is_not_its_own_neighbour_among_copies() -> None:
     assert all(number not in row and len(set(row)) == 3 for number, row in enumerate(found.tolist()))
     with pytest.raises(ValueError, match="7 neighbours need at least 8 rows, got 7"):
         nearest_neighbours(np.eye(7, dtype=np.float32), 7, threads=1)
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
-    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    seed=st.integers(0, 9),
-)
-def test_a_class_map_is_the_argmax_of_scores_resized_whole(
-    grid: tuple[int, int], size: tuple[int, int], seed: int
-) -> None:
-    scores = torch.randn(5, *grid, generator=torch.Generator().manual_seed(seed)).log_softmax(0)
-    whole = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stego, "BAND_PIXELS", 60)  # several bands
-        labels = class_map(scores, size)
-    assert (labels.shape, labels.dtype) == (size, np.uint8)
-    chosen = whole.gather(0, torch.from_numpy(labels).long()[None])[0]
-    assert torch.allclose(chosen, whole.amax(0), atol=1e-5)  # else only a tie may differ
 
 
 def test_class_maps_cover_the_whole_photo_at_its_size() -> None:

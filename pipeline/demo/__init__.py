@@ -1,0 +1,1 @@
+"""The demo: generated scenes with known truth, the run over them, its scores."""

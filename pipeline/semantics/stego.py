@@ -1,0 +1,265 @@
+"""The fit of STEGO: teacher features in, one artifact folder out (arXiv 2203.08414).
+
+Descriptors and neighbours of all items on the driver, then the training in this process or by Ray Train, then the
+artifact: `head.safetensors` (head and cluster probe), `tensorboard/`, and `artifact.json`, which is written last and is
+the mark that the folder is complete. While the fit runs `neighbours.npz`, `checkpoint.pt`, `progress.json` and, with
+Ray, `ray/` lie there too. A fit that is started again goes on from its checkpoint, also with another number of workers.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from model.stego import ClusterProbe, StegoHead
+from pipeline import ray_train, storage
+from pipeline.ranks import Ranks
+from pipeline.semantics.fit_progress import PROGRESS, Entry, watching
+from pipeline.semantics.stego_features import (
+    FeatureSet,
+    descriptors,
+    open_features,
+    require_distinct,
+    survey_features,
+)
+from pipeline.semantics.stego_job import (
+    CHECKPOINT,
+    NEIGHBOURS,
+    StegoSettings,
+    TrainJob,
+    read_checkpoint,
+    read_neighbours,
+    write_neighbours,
+)
+from pipeline.semantics.stego_train import BINS, Trainer, resume, train
+from workers.stego import nearest_neighbours
+
+__all__ = ["StegoArtifact", "StegoSettings", "fit_stego", "load_stego"]
+
+log = logging.getLogger(__name__)
+
+ARTIFACT = "artifact.json"
+WEIGHTS = "head.safetensors"
+MAX_FAILURES = 3  # lost workers that Ray Train makes up for
+BARRIER_SECONDS = 4 * 3600  # the first process of each machine unpacks the features while the others wait
+
+
+@dataclass(frozen=True, slots=True)
+class StegoArtifact:
+    """A fitted head and probe in eval mode on CPU. `record` is `artifact.json`: teacher, dims, settings, `history` (a
+    mapping of losses each) and `histograms` (counts of cosines of codes over `record["bins"]` equal bins, -1 to 1)."""
+
+    head: StegoHead
+    probe: ClusterProbe
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FitResources:
+    """Where the training runs: `num_workers` 0 is this process, else Ray Train; `device` "cpu", "cuda" or "cuda:n"."""
+
+    num_workers: int
+    device: str
+    cpus: float
+    gpus: float
+
+    @property
+    def threads(self) -> int:
+        return max(1, int(self.cpus))
+
+
+def fit_stego(
+    parts: Sequence[str],
+    out: str,
+    settings: StegoSettings,
+    *,
+    teacher: str,
+    num_workers: int,
+    device: str,
+    cpus_per_worker: float = 1,
+    gpus_per_worker: float = 1,
+    checkpoint_every: int = 100,
+    scratch: str | None = None,
+    on_log: Callable[[Entry], None] | None = None,
+) -> StegoArtifact:
+    """Fit head and cluster probe to feature parts (URIs of FEATURES_SCHEMA); write the artifact folder `out` (URI).
+
+    A complete `out` is read and returned. `teacher` names the backbone and its weights; the artifact carries it.
+    `num_workers` 0 trains in this process with its own threads and needs no Ray. `scratch` is a folder on a local disk
+    of every machine (default: its temporary folder), for 2 bytes a feature value until the fit ends. `on_log` gets the
+    entries of the history as they come; those of Ray's workers now and then, in a thread.
+
+    ValueError: too few images for semantics.neighbours or semantics.batch_size, a batch that the workers cannot share
+    equally, fewer different patch features than semantics.classes, parts that are not readable, a checkpoint of another
+    fit. RuntimeError: Ray is not initialised or too small, or workers that die again and again.
+    """
+    if storage.exists(storage.join(out, ARTIFACT)):
+        return load_stego(out, teacher=teacher, classes=settings.classes)
+    resources = FitResources(num_workers, device, cpus_per_worker, gpus_per_worker)
+    _check_resources(resources, settings)
+    features = survey_features(parts, max_images=settings.max_images, seed=settings.seed)
+    _check_size(features, settings)
+    identity = _identity(features, settings, teacher)
+    job = TrainJob(features, settings, out, scratch or tempfile.gettempdir(), identity, checkpoint_every)
+    read_checkpoint(job)  # refused here if it is of another fit, before any work
+    _find_neighbours(job, resources.threads)
+    storage.remove(storage.join(out, PROGRESS))  # of a fit that was stopped after its last checkpoint
+    if num_workers:
+        with watching(out, on_log):
+            _train_with_ray(job, resources)
+    else:
+        train(job, Ranks(), torch.device(device), on_log)
+    _write_artifact(job, teacher)
+    job.features_file.unlink(missing_ok=True)
+    return load_stego(out)
+
+
+def load_stego(
+    folder: str, *, teacher: str | None = None, channels: int | None = None, classes: int | None = None
+) -> StegoArtifact:
+    """The artifact in a complete folder (URI). FileNotFoundError when it is not there or not complete.
+
+    ValueError when it was fitted to another teacher, number of feature channels or number of classes than those given.
+    """
+    record = json.loads(storage.read_bytes(storage.join(folder, ARTIFACT)))
+    wanted = {"teacher": teacher, "channels": channels, "classes": classes}
+    for key, value in wanted.items():
+        if value is not None and record[key] != value:
+            raise ValueError(
+                f"{storage.redact(folder)}: this STEGO artifact has {key} {record[key]!r}, {value!r} is needed; "
+                "fit it again or give the artifact that belongs to this configuration"
+            )
+    head, probe = StegoHead(record["channels"], record["dim"]), ClusterProbe(record["dim"], record["classes"])
+    weights = safetensors.torch.load(storage.read_bytes(storage.join(folder, WEIGHTS)))
+    torch.nn.ModuleDict({"head": head, "probe": probe}).load_state_dict(weights)
+    return StegoArtifact(head.eval().requires_grad_(False), probe.eval().requires_grad_(False), record)
+
+
+def _check_resources(resources: FitResources, settings: StegoSettings) -> None:
+    workers = resources.num_workers
+    if workers < 0:
+        raise ValueError(f"the number of workers must be 0 (in this process) or more, got {workers}")
+    if settings.batch_size % max(1, workers):
+        raise ValueError(f"semantics.batch_size {settings.batch_size} cannot be shared equally by {workers} workers")
+    if workers == 0:
+        return
+    import ray
+
+    if not ray.is_initialized():
+        raise RuntimeError("Ray is not initialised: call ray.init before fit_stego, or use 0 workers")
+    gpus = resources.gpus if resources.device != "cpu" else 0
+    for name, each in {"CPU": resources.cpus, "GPU": gpus}.items():
+        found = ray.cluster_resources().get(name, 0)
+        if workers * each > found:  # Ray would wait for ever
+            raise RuntimeError(
+                f"{workers} STEGO workers of {each:g} {name} need {workers * each:g}, the Ray cluster has {found:g}"
+            )
+
+
+def _check_size(features: FeatureSet, settings: StegoSettings) -> None:
+    crops = f" of {features.shape[0]} crops" if features.shape[0] > 1 else ""
+    have = f"the features are of {features.images} image{'s' if features.images > 1 else ''}{crops}"
+    if features.images < 2 or features.items < settings.neighbours + 1:
+        raise ValueError(
+            f"semantics.neighbours is {settings.neighbours}, which needs at least 2 images and "
+            f"{settings.neighbours + 1} images or crops, but {have}; lower it, or give the source more images"
+        )
+    if features.items < settings.batch_size:
+        raise ValueError(
+            f"semantics.batch_size is {settings.batch_size}, but {have}; lower it, or give the source more images"
+        )
+
+
+def _identity(features: FeatureSet, settings: StegoSettings, teacher: str) -> str:
+    content = json.dumps([features.digest, asdict(settings), teacher], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _find_neighbours(job: TrainJob, threads: int) -> None:
+    """Write the neighbours of all items, unless a fit that was stopped has left them."""
+    if read_neighbours(job) is not None:
+        return
+    mapped = open_features(job.features, job.features_file)
+    require_distinct(mapped, job.settings.classes)
+    found = nearest_neighbours(descriptors(mapped), job.settings.neighbours, threads=threads)
+    write_neighbours(job, found)
+
+
+def _train_with_ray(job: TrainJob, resources: FitResources) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    on_gpu = resources.device != "cpu"
+    per_worker = {"CPU": resources.cpus} | ({"GPU": resources.gpus} if on_gpu else {})
+    trainer = TorchTrainer(
+        functools.partial(train_worker, job, resources.threads),
+        scaling_config=ScalingConfig(
+            num_workers=resources.num_workers, use_gpu=on_gpu, resources_per_worker=per_worker
+        ),
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=BARRIER_SECONDS),
+        run_config=RunConfig(
+            name=f"stego-{job.identity}",
+            storage_path=storage.join(job.out, "ray"),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )
+    try:
+        ray_train.fit(trainer)
+    except TrainingFailedError as error:
+        raise RuntimeError(
+            f"the training of STEGO failed in its workers (more than {MAX_FAILURES} times): {error}; "
+            "run the same command again to go on from the last checkpoint"
+        ) from error
+
+
+def train_worker(job: TrainJob, threads: int) -> None:
+    """What each worker of Ray Train runs."""
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    torch.set_num_threads(threads)
+    ranks = Ranks(context.get_world_rank(), context.get_world_size())
+    if context.get_local_rank() == 0:
+        open_features(job.features, job.features_file)
+    ranks.wait()
+    train(job, ranks, ray.train.torch.get_device(), ray.train.report)
+    ranks.wait()
+    if context.get_local_rank() == 0:
+        job.features_file.unlink(missing_ok=True)
+
+
+def _write_artifact(job: TrainJob, teacher: str) -> None:
+    channels, settings = job.features.shape[1], job.settings
+    trainer = Trainer(settings, channels, torch.device("cpu"))
+    progress = resume(job, trainer)
+    record = {
+        "teacher": teacher,
+        "channels": channels,
+        "dim": settings.dim,
+        "classes": settings.classes,
+        "images": job.features.images,
+        "crops": job.features.shape[0],
+        "grid": job.features.shape[2:],
+        "steps": trainer.step,
+        "settings": asdict(settings),
+        "bins": BINS,
+        **progress,
+        "software": f"u2label {version('u2label')}",
+    }
+    modules = torch.nn.ModuleDict({"head": trainer.head, "probe": trainer.probe})
+    weights = {name: values.contiguous() for name, values in modules.state_dict().items()}
+    storage.write_bytes(storage.join(job.out, WEIGHTS), safetensors.torch.save(weights))
+    storage.write_bytes(storage.join(job.out, ARTIFACT), json.dumps(record, indent=1).encode())
+    for name in (CHECKPOINT, NEIGHBOURS, PROGRESS):
+        storage.remove(storage.join(job.out, name))
