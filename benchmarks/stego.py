@@ -22,9 +22,9 @@ import torch
 from machine import describe_machine
 
 from model.backbone import load_backbone
+from model.ranks import Ranks
 from model.stego import ClusterProbe, StegoHead
 from pipeline.demo.scenes import make_scene
-from pipeline.ranks import Ranks
 from pipeline.semantics.stego import StegoSettings
 from pipeline.semantics.stego_train import Trainer
 from workers.crf import STEGO

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.shards import PhotoShards, ShardActor, read_part
-from pipeline.stages import features_sample
+from pipeline.shards import PhotoShards, ShardActor, ahead, read_part
+from pipeline.stages import base_name, features_sample, round_of, threshold_of
 from workers.phases import Phases
+from workers.records import ImageRecord
 
 
 class InstanceShards(PhotoShards):
@@ -172,6 +174,50 @@ class PanopticShards(ShardActor):
         return counts
 
 
+class PredictionShards(PhotoShards):
+    """Photos -> what the trained panoptic model sees in them."""
+
+    def make_worker(self) -> Any:
+        from pipeline.predict.weights import load_weights
+        from workers.predict import PredictWorker
+
+        test, workers = self.config.predictions, self.config.workers
+        (trained,) = self.job.stage.inputs
+        model = load_weights(self.job.inputs[trained].folder).model
+        return PredictWorker(
+            model, device=workers.device, batch_size=workers.batch_size, short=test.short, max_side=test.max_side
+        )
+
+    def process_records(self, records: Sequence[ImageRecord], phases: Phases) -> pa.Table:
+        images = ahead(self._load, records, depth=self.config.workers.prefetch)
+        return self.worker.process(images, phases, uris={record.image_id: record.uri for record in records})
+
+
+class SelfLabelShards(ShardActor):
+    """Predictions and the labels before them -> the labels of the next round of self-training."""
+
+    def setup(self) -> None:
+        from workers.self_training import SelfTrainingParams, SelfTrainingWorker
+
+        config = self.config
+        params = SelfTrainingParams(
+            threshold=threshold_of(config, round_of(self.job.stage.name)),
+            max_iou=config.self_training.max_iou,
+            most=config.self_training.most,
+            max_cover=config.panoptic.max_cover,
+        )
+        self._worker = SelfTrainingWorker(params, num_things=config.clusters.k, num_stuff=config.num_stuff)
+
+    def process(self, shard: int, phases: Phases) -> pa.Table:
+        with phases("read"):
+            predictions, *old = (read_part(self.job.inputs[name], shard) for name in self.job.stage.inputs)
+        if round_of(self.job.stage.name) > 1:
+            old = old * 3  # one part that is panoptic, instances and semantics
+        panoptic, instances, semantics = (*old, None)[:3]
+        with phases("merge"):
+            return self._worker.process(predictions, panoptic, instances=instances, semantics=semantics)
+
+
 def actor_for(stage: str, config: Config) -> type[ShardActor]:
     """The actor of a shard stage; that of `semantics` depends on the method."""
     if stage == "semantics" and config.semantics.refine != "none":
@@ -184,7 +230,9 @@ def actor_for(stage: str, config: Config) -> type[ShardActor]:
         "semantics_draft": DatusShards,
         "semantics": maps,
         "panoptic": PanopticShards,
-    }[stage]
+        "predictions": PredictionShards,
+        "labels": SelfLabelShards,
+    }[base_name(stage)]
 
 
 def read_centroids(folder: str) -> np.ndarray:

@@ -88,7 +88,8 @@ def _fit_stego(stage: Stage, config: Config, table: Table) -> str:
         seed=config.seed,
         max_images=semantics.max_images,
     )
-    with FitProgress(stage.name, settings.steps) as progress, _threads(config) as cpus:
+    # A step is many small products, which more threads do not make faster.
+    with FitProgress(stage.name, settings.steps) as progress, _threads(config, workers.cpus) as cpus:
         fitted = fit_stego(
             table["features"].parts(),
             stage.folder,
@@ -153,17 +154,36 @@ def fit_refine(stage: Stage, config: Config, table: Table) -> str:
     return f"{settings.steps} steps on {len(photos)} photos"
 
 
+def fit_train(stage: Stage, config: Config, table: Table) -> str:
+    """The panoptic model, on the labels of the run or on human ones."""
+    from pipeline.stages import categories
+    from pipeline.train.stage import fit_stage, train_steps
+
+    steps = train_steps(stage, config)
+    with FitProgress(stage.name, steps) as progress, _threads(config) as cpus:
+        result, photos = fit_stage(
+            stage,
+            config,
+            table,
+            device=_device(config),
+            cpus=cpus,
+            categories=categories(config),
+            on_log=lambda entry: progress.update(int(entry["step"]), entry["total"]),
+        )
+    return f"{steps} steps on {photos} photos, loss {result.loss:.4g}"
+
+
 @contextlib.contextmanager
-def _threads(config: Config) -> Iterator[float]:
-    """The CPUs of each worker of a training; in the driver's own process, where no actor is at work meanwhile, as many
-    as all workers have, up to those of this machine, as threads of torch for the time of the block."""
+def _threads(config: Config, cpus: float | None = None) -> Iterator[float]:
+    """The CPUs of each worker of a training; in the driver's own process, where no actor is at work meanwhile, `cpus`
+    or as many as all workers have, up to those of this machine, as threads of torch for the time of the block."""
     import torch
 
     workers = config.workers
     if workers.train_workers:
         yield workers.cpus
         return
-    threads = max(1, min(int(workers.size * workers.cpus), _machine_cpus()))
+    threads = max(1, min(int(cpus or workers.size * workers.cpus), _machine_cpus()))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -186,4 +206,5 @@ FITS: dict[str, Callable[[Stage, Config, Table], str]] = {
     "clusters": fit_clusters,
     "semantics_fit": fit_semantics,
     "refine_fit": fit_refine,
+    "train": fit_train,
 }

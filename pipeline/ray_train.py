@@ -1,9 +1,63 @@
-"""Ray Train without its hold on Ctrl-C."""
+"""Ray Train, as all fits use it that train a network: a function in each of several workers that share every batch."""
 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.ranks import Ranks
+
+TIMEOUT_S = 4 * 3600  # of a collective: one worker may prepare something while the others wait
+Loop = Callable[["Ranks", "torch.device"], None]
+
+
+def train_with_ray(
+    loop: Loop,
+    *,
+    num_workers: int,
+    cpus: float,
+    gpus: float,
+    name: str,
+    storage_path: str,
+    max_failures: int,
+) -> None:
+    """Run `loop(ranks, device)` in `num_workers` workers of Ray Train, with a process group over all of them.
+
+    A worker has `cpus` CPUs and threads, and `gpus` GPUs (0: it computes on the CPU). When one dies all are started
+    again, up to `max_failures` times: the loop must go on from its own checkpoint. Ray's records, but no weights, go
+    to `storage_path`. `loop` is picklable.
+
+    RuntimeError: Ray is not initialised or smaller than the workers, or the loop failed too often; its message is that
+    of the loop.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    check_cluster(num_workers, cpus, gpus)
+    trainer = TorchTrainer(
+        _run,
+        train_loop_config={"loop": loop, "threads": max(1, int(cpus))},
+        scaling_config=ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=TIMEOUT_S),
+        run_config=RunConfig(
+            name=name, storage_path=storage_path, failure_config=FailureConfig(max_failures=max_failures)
+        ),
+    )
+    try:
+        fit(trainer)
+    except TrainingFailedError as error:
+        raise RuntimeError(
+            f"the training failed in its workers (more than {max_failures} times): {error}; "
+            "run the same command again to go on from the last checkpoint"
+        ) from error
 
 
 def fit(trainer: Any) -> Any:
@@ -28,3 +82,30 @@ def fit(trainer: Any) -> Any:
     if "error" in outcome:
         raise outcome["error"]
     return outcome["result"]
+
+
+def check_cluster(num_workers: int, cpus: float, gpus: float) -> None:
+    """RuntimeError, with the numbers, unless Ray is there and has room for so many workers at once."""
+    import ray
+
+    if not ray.is_initialized():
+        raise RuntimeError("Ray is not initialised: call ray.init first, or train in this process (train_workers 0)")
+    for name, each in {"CPU": cpus, "GPU": gpus}.items():
+        found = ray.cluster_resources().get(name, 0)
+        if num_workers * each > found:  # Ray would wait for ever
+            raise RuntimeError(
+                f"{num_workers} workers of {each:g} {name} need {num_workers * each:g}, the Ray cluster has {found:g}: "
+                "lower workers.train_workers, or add nodes"
+            )
+
+
+def _run(config: dict[str, Any]) -> None:
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from model.ranks import Ranks
+
+    context = ray.train.get_context()
+    torch.set_num_threads(config["threads"])
+    config["loop"](Ranks(context.get_world_rank(), context.get_world_size()), ray.train.torch.get_device())

@@ -22,7 +22,17 @@ from pipeline.preflight import check_all
 from pipeline.progress import StageProgress, console
 from pipeline.receipts import Receipt, ReceiptLog
 from pipeline.sources import Index, build_index, open_index
-from pipeline.stages import Stage, done_shards, index_folder, is_fitted, resolve_stages, stage_names
+from pipeline.stages import (
+    LABELS,
+    Stage,
+    base_name,
+    categories,
+    done_shards,
+    index_folder,
+    is_fitted,
+    resolve_stages,
+    stage_names,
+)
 from workers.records import SCHEMA_VERSION
 
 LATEST = "latest.json"  # the config and fingerprints of the last run, for `report` and people
@@ -169,7 +179,7 @@ def _fit(stage: Stage, config: Config, table: dict[str, Stage]) -> None:
 
     started = time.perf_counter()
     try:
-        said = FITS[stage.name](stage, config, table)
+        said = FITS[base_name(stage.name)](stage, config, table)
     except (ValueError, RuntimeError, RayError) as error:  # too little to fit to, workers that die again and again
         message = storage.redact(str(error))
         _log_fit(stage, config, time.perf_counter() - started, message)
@@ -223,21 +233,14 @@ def _metadata(stage: Stage, config: Config) -> dict[str, str]:
         "software_version": __version__,
         "config": config.model_dump_json(exclude={"workers"}),
     }
-    if stage.name == "panoptic":
+    if base_name(stage.name) in LABELS:
         entries["categories"] = json.dumps(categories(config))
     return entries
 
 
-def categories(config: Config) -> list[dict[str, Any]]:
-    """The category list of the panoptic labels: things 1..K, stuff K+1..K+S."""
-    k, stuff = config.clusters.k, 0 if config.semantics.method == "none" else config.semantics.classes
-    things = [{"id": i, "name": f"thing {i}", "isthing": 1} for i in range(1, k + 1)]
-    return things + [{"id": k + i, "name": f"stuff {i}", "isthing": 0} for i in range(1, stuff + 1)]
-
-
 def _write_latest(config: Config, table: dict[str, Stage]) -> None:
     content = {
-        "config": config.model_dump(),
+        "config": config.model_dump(mode="json"),
         "fingerprints": {name: stage.fingerprint for name, stage in table.items()},
     }
     storage.write_bytes(storage.join(config.run.uri, LATEST), json.dumps(content, indent=2).encode())

@@ -8,6 +8,8 @@ what decides the content: the stage's own part of the config, its inputs' finger
     segments -> semantics_fit -> semantics                 semantics.method: datus
     ... semantics_draft -> refine_fit -> semantics         with semantics.refine
     panoptic                                               always, over `semantics` where there is one
+    train, predictions                                     with train.steps, predictions.enabled
+    labels_1 -> train_1 -> predictions_1 -> labels_2 ...   with self_training.rounds
 """
 
 from __future__ import annotations
@@ -35,9 +37,14 @@ STAGES = (
     "refine_fit",
     "semantics",
     "panoptic",
+    "train",
+    "predictions",
+    "labels",
 )
 PART = re.compile(r"part-(\d{5,})\.parquet")
-FITS = frozenset({"clusters", "semantics_fit", "refine_fit"})
+ROUND = re.compile(r"_(\d+)$")
+LABELS = frozenset({"panoptic", "predictions", "labels"})  # stages of parts with panoptic labels
+FITS = frozenset({"clusters", "semantics_fit", "refine_fit", "train"})
 VERSIONS = dict.fromkeys(STAGES, 1)  # raised when the code gives other content for the same config
 
 FIT_KEYS = {
@@ -75,7 +82,36 @@ def stage_names(config: Config) -> tuple[str, ...]:
         "stego": ("features", "semantics_fit", "semantics"),
         "datus": ("segments", "semantics_fit", *(("semantics_draft", "refine_fit") if refined else ()), "semantics"),
     }[method]
-    return ("instances", "clusters", *semantic, "panoptic")
+    return ("instances", "clusters", *semantic, "panoptic", *_model_stages(config))
+
+
+def _model_stages(config: Config) -> tuple[str, ...]:
+    """The stages of the panoptic model. Those of a round of self-training end in its number."""
+    rounds = config.self_training.rounds
+    if not config.train.steps:
+        return ()
+    names = ["train", *(["predictions"] if config.predictions.enabled or rounds else [])]
+    for number in range(1, rounds + 1):
+        names += [f"labels_{number}", f"train_{number}"]
+        if config.predictions.enabled or number < rounds:
+            names.append(f"predictions_{number}")
+    return tuple(names)
+
+
+def base_name(stage: str) -> str:
+    """What a stage is, without the number of its round."""
+    return ROUND.sub("", stage)
+
+
+def round_of(stage: str) -> int:
+    """The round of self-training that a stage belongs to, 0 for none."""
+    found = ROUND.search(stage)
+    return int(found[1]) if found else 0
+
+
+def stage_of_round(base: str, number: int) -> str:
+    """The name of a stage of the model in a round; 0 is before self-training."""
+    return f"{base}_{number}" if number else base
 
 
 def resolve_stages(config: Config, index: Index, *, download: bool = True) -> dict[str, Stage]:
@@ -86,9 +122,11 @@ def resolve_stages(config: Config, index: Index, *, download: bool = True) -> di
     for name in stage_names(config):
         inputs, content = _content(name, config, index, source)
         prints = {used: table[used].fingerprint for used in inputs}
-        digest = _digest({"stage": name, "version": VERSIONS[name], "schema": SCHEMA_VERSION, **prints, **content})
+        digest = _digest(
+            {"stage": name, "version": VERSIONS[base_name(name)], "schema": SCHEMA_VERSION, **prints, **content}
+        )
         folder = storage.join(config.run.uri, name, digest)
-        if name in FITS:
+        if base_name(name) in FITS:
             table[name] = Stage(name, "fit", digest, folder, index.shards, inputs)
         else:
             images = features_sample(config, index) if name == "features" else index.images
@@ -134,9 +172,63 @@ def _content(name: str, config: Config, index: Index, source: dict[str, Any]) ->
             if refined:
                 return ("refine_fit",), {"decode": source["decode"]}
             return ("semantics_fit", *(("segments",) if method == "datus" else ())), maps
-        case _:
+        case "panoptic":
             stuff = () if method == "none" else ("semantics",)
             return ("instances", "clusters", *stuff), _sections(config, "panoptic")
+        case _:
+            return _model_content(name, config, source)
+
+
+def _model_content(name: str, config: Config, source: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """`_content` for the stages of the panoptic model."""
+    number, train = round_of(name), config.train
+    match base_name(name):
+        case "train" if number:
+            fit = _sections(config, "self_training") | {"seed": config.seed, "train": _train_content(config)}
+            return (f"labels_{number}", stage_of_round("train", number - 1)), fit
+        case "train":
+            human = {"labels": _checksum(train.labels)} if train.labels is not None else {}
+            inputs = () if human else ("panoptic", "instances") if train.whole_masks else ("panoptic",)
+            weights = {"init": _model_checksum(train.init), "backbone": _checksum(train.backbone)}
+            return inputs, {"seed": config.seed, "train": _train_content(config), **human, **weights}
+        case "predictions":
+            test = config.predictions.model_dump(exclude={"enabled"})
+            looked_at = {key: source[key] for key in ("index", "shard_size", "decode")}
+            return (stage_of_round("train", number),), {"test": test, **looked_at}
+        case _:
+            old = ("panoptic", "instances") if number == 1 else (f"labels_{number - 1}",)
+            if number == 1 and config.num_stuff:
+                old = (*old, "semantics")
+            settings = config.self_training.model_dump(include={"max_iou", "most"})
+            return (stage_of_round("predictions", number - 1), *old), {
+                "threshold": threshold_of(config, number),
+                **settings,
+            }
+
+
+def categories(config: Config) -> list[dict[str, Any]]:
+    """The category list of the panoptic labels: things 1..K, stuff K+1..K+S."""
+    k, stuff = config.clusters.k, config.num_stuff
+    things = [{"id": i, "name": f"thing {i}", "isthing": 1} for i in range(1, k + 1)]
+    return things + [{"id": k + i, "name": f"stuff {i}", "isthing": 0} for i in range(1, stuff + 1)]
+
+
+def threshold_of(config: Config, number: int) -> float:
+    """The least score of a prediction that becomes a label in a round of self-training."""
+    thresholds = config.self_training.thresholds
+    return thresholds[min(number, len(thresholds)) - 1]
+
+
+def _train_content(config: Config) -> dict[str, Any]:
+    """What of `train` decides the weights, but for the files it names."""
+    how = {"threads", "checkpoint_every", "picture_every", "labels", "label_pngs", "label_images", "init", "backbone"}
+    return config.train.model_dump(exclude=how)
+
+
+def _model_checksum(uri: str | None) -> str | None:
+    from pipeline.train.job import file_identity
+
+    return None if uri is None else file_identity(uri)
 
 
 def _sample(config: Config, index: Index) -> dict[str, int] | None:

@@ -11,8 +11,8 @@ from rich.table import Column, Table
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.fit_progress import read_progress
 from pipeline.receipts import add_up, read_receipts
-from pipeline.semantics.fit_progress import read_progress
 from pipeline.sources import open_index
 from pipeline.stages import Stage, done_shards, index_folder, is_fitted, resolve_stages
 

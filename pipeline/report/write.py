@@ -81,7 +81,7 @@ def _from_config(path: str) -> tuple[Config, dict[str, str] | None]:
     """The config, and the fingerprints of the last run if it was of this very config: then no weights are needed."""
     config = load_config(path)
     found = _read_latest(config.run.uri)
-    if found is None or _decisive(found[0]) != _decisive(config.model_dump()):
+    if found is None or _decisive(found[0]) != _decisive(config.model_dump(mode="json")):
         return config, None
     return config, found[1]
 

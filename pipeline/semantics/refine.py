@@ -25,8 +25,9 @@ from torch import Tensor
 
 from model.backbone import file_sha256
 from model.deeplab import DeepLabV3, build_deeplab
+from model.ranks import Ranks
 from pipeline import ray_train, storage
-from pipeline.semantics.fit_progress import PROGRESS, Entry, watching, write_progress
+from pipeline.fit_progress import PROGRESS, Entry, watching, write_progress
 from pipeline.shards import ahead
 from workers.refine import DeepLabTrainer, Group, LabelledPhotos, RefineSettings, load_group
 
@@ -105,7 +106,15 @@ def fit_deeplab(
         _train(job, rank=0, workers=1, on_log=on_log)
     else:
         with watching(out, on_log):
-            _train_with_ray(job, num_workers, cpus_per_worker, gpus_per_worker if device != "cpu" else 0, max_failures)
+            ray_train.train_with_ray(
+                functools.partial(_ray_worker, job),
+                num_workers=num_workers,
+                cpus=cpus_per_worker,
+                gpus=gpus_per_worker if device != "cpu" else 0,
+                name="refine",
+                storage_path=storage.join(out, "ray"),
+                max_failures=max_failures,
+            )
     return _read_artifact(out)
 
 
@@ -119,45 +128,9 @@ def load_deeplab(out: str) -> tuple[DeepLabV3, RefineSettings]:
     return model.eval(), settings
 
 
-def _train_with_ray(job: _Job, workers: int, cpus: float, gpus: float, max_failures: int) -> None:
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    if not ray.is_initialized():
-        raise RuntimeError("Ray is not initialised: call ray.init before fit_deeplab, or set its workers to 0")
-    for name, each in {"CPU": cpus, "GPU": gpus}.items():
-        found = ray.cluster_resources().get(name, 0)
-        if workers * each > found:  # Ray would wait for ever
-            raise RuntimeError(
-                f"{workers} workers of {each:g} {name} need {workers * each:g}, the Ray cluster has {found:g}: "
-                "lower the workers of refine, or add nodes"
-            )
-    trainer = TorchTrainer(
-        _ray_worker,
-        train_loop_config={"job": job, "threads": max(1, int(cpus))},
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-        ),
-        run_config=RunConfig(
-            name="refine",
-            storage_path=storage.join(job.out, "ray"),
-            failure_config=FailureConfig(max_failures=max_failures),
-        ),
-    )
-    ray_train.fit(trainer)
-
-
-def _ray_worker(config: dict[str, Any]) -> None:
-    import torch.distributed as dist
-    from ray.train import get_context
-    from ray.train.torch import get_device
-
-    context, job = get_context(), config["job"]
-    torch.set_num_threads(config["threads"])
-    if job.device != "cpu":  # the workers of a node see all its cards, and each is given one
-        job = replace(job, device=str(get_device()))
-    _train(job, rank=context.get_world_rank(), workers=context.get_world_size(), add=dist.all_reduce)
+def _ray_worker(job: _Job, ranks: Ranks, device: torch.device) -> None:
+    job = job if device.type == "cpu" else replace(job, device=str(device))
+    _train(job, rank=ranks.rank, workers=ranks.size, add=ranks.sum)
 
 
 def _train(

@@ -21,10 +21,10 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from model.ranks import Ranks
 from model.stego import ClusterProbe, StegoHead
 from pipeline import ray_train, storage
-from pipeline.ranks import Ranks
-from pipeline.semantics.fit_progress import PROGRESS, Entry, watching
+from pipeline.fit_progress import PROGRESS, Entry, watching
 from pipeline.semantics.stego_features import (
     FeatureSet,
     descriptors,
@@ -51,7 +51,6 @@ log = logging.getLogger(__name__)
 ARTIFACT = "artifact.json"
 WEIGHTS = "head.safetensors"
 MAX_FAILURES = 3  # lost workers that Ray Train makes up for
-BARRIER_SECONDS = 4 * 3600  # the first process of each machine unpacks the features while the others wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,19 +150,8 @@ def _check_resources(resources: FitResources, settings: StegoSettings) -> None:
         raise ValueError(f"the number of workers must be 0 (in this process) or more, got {workers}")
     if settings.batch_size % max(1, workers):
         raise ValueError(f"semantics.batch_size {settings.batch_size} cannot be shared equally by {workers} workers")
-    if workers == 0:
-        return
-    import ray
-
-    if not ray.is_initialized():
-        raise RuntimeError("Ray is not initialised: call ray.init before fit_stego, or use 0 workers")
-    gpus = resources.gpus if resources.device != "cpu" else 0
-    for name, each in {"CPU": resources.cpus, "GPU": gpus}.items():
-        found = ray.cluster_resources().get(name, 0)
-        if workers * each > found:  # Ray would wait for ever
-            raise RuntimeError(
-                f"{workers} STEGO workers of {each:g} {name} need {workers * each:g}, the Ray cluster has {found:g}"
-            )
+    if workers:
+        ray_train.check_cluster(workers, resources.cpus, resources.gpus if resources.device != "cpu" else 0)
 
 
 def _check_size(features: FeatureSet, settings: StegoSettings) -> None:
@@ -196,46 +184,28 @@ def _find_neighbours(job: TrainJob, threads: int) -> None:
 
 
 def _train_with_ray(job: TrainJob, resources: FitResources) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    on_gpu = resources.device != "cpu"
-    per_worker = {"CPU": resources.cpus} | ({"GPU": resources.gpus} if on_gpu else {})
-    trainer = TorchTrainer(
-        functools.partial(train_worker, job, resources.threads),
-        scaling_config=ScalingConfig(
-            num_workers=resources.num_workers, use_gpu=on_gpu, resources_per_worker=per_worker
-        ),
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=BARRIER_SECONDS),
-        run_config=RunConfig(
-            name=f"stego-{job.identity}",
-            storage_path=storage.join(job.out, "ray"),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-        ),
+    ray_train.train_with_ray(
+        functools.partial(train_worker, job),
+        num_workers=resources.num_workers,
+        cpus=resources.cpus,
+        gpus=resources.gpus if resources.device != "cpu" else 0,
+        name=f"stego-{job.identity}",
+        storage_path=storage.join(job.out, "ray"),
+        max_failures=MAX_FAILURES,
     )
-    try:
-        ray_train.fit(trainer)
-    except TrainingFailedError as error:
-        raise RuntimeError(
-            f"the training of STEGO failed in its workers (more than {MAX_FAILURES} times): {error}; "
-            "run the same command again to go on from the last checkpoint"
-        ) from error
 
 
-def train_worker(job: TrainJob, threads: int) -> None:
-    """What each worker of Ray Train runs."""
+def train_worker(job: TrainJob, ranks: Ranks, device: torch.device) -> None:
+    """What each worker of Ray Train runs. The first of each machine unpacks the features while the others wait."""
     import ray.train
-    import ray.train.torch
 
-    context = ray.train.get_context()
-    torch.set_num_threads(threads)
-    ranks = Ranks(context.get_world_rank(), context.get_world_size())
-    if context.get_local_rank() == 0:
+    first = ray.train.get_context().get_local_rank() == 0
+    if first:
         open_features(job.features, job.features_file)
     ranks.wait()
-    train(job, ranks, ray.train.torch.get_device(), ray.train.report)
+    train(job, ranks, device, ray.train.report)
     ranks.wait()
-    if context.get_local_rank() == 0:
+    if first:
         job.features_file.unlink(missing_ok=True)
 
 

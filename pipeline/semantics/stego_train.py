@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.ranks import Ranks, SharedModule
 from model.stego import (
     ClusterProbe,
     Correspondence,
@@ -29,9 +30,8 @@ from model.stego import (
     derangement,
     drop_channels,
 )
-from pipeline.ranks import Ranks, SharedModule
-from pipeline.semantics.fit_progress import Entry, write_progress
-from pipeline.semantics.stego_board import Board
+from pipeline.board import Board
+from pipeline.fit_progress import Entry, write_progress
 from pipeline.semantics.stego_features import open_features
 from pipeline.semantics.stego_job import StegoSettings, TrainJob, read_checkpoint, read_neighbours, write_checkpoint
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Config
+from pipeline.fit_progress import write_progress
 from pipeline.receipts import Receipt, ReceiptLog
 from pipeline.runner import _log_fit
-from pipeline.semantics.fit_progress import write_progress
 from pipeline.sources import build_index, open_index
 from pipeline.stages import index_folder, resolve_stages
 from pipeline.status import StageStatus, _step, print_plan, print_status, run_status

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from pipeline.semantics.fit_progress import Entry, read_progress, watching, write_progress
+from pipeline.fit_progress import Entry, read_progress, watching, write_progress
 
 
 def test_the_entry_written_last_is_read(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from model.ranks import Ranks
 from model.stego import PRESETS, StegoHead
 from pipeline import storage
-from pipeline.ranks import Ranks
+from pipeline.fit_progress import read_progress, watching
 from pipeline.semantics import stego as fit_module
 from pipeline.semantics import stego_features
-from pipeline.semantics.fit_progress import read_progress, watching
 from pipeline.semantics.stego import StegoArtifact, StegoSettings, fit_stego, load_stego
 from pipeline.semantics.stego_features import open_features, survey_features
 from pipeline.semantics.stego_train import Trainer, draw_step
@@ -195,21 +195,19 @@ def test_two_workers_of_which_one_is_killed_give_the_weights_of_one(
 ) -> None:
     marker, real = tmp_path / "killed", fit_module.train_worker
 
-    def fragile(job: Any, threads: int) -> None:
-        import ray.train
-
+    def fragile(job: Any, ranks: Ranks, device: torch.device) -> None:
         from pipeline.semantics.stego_train import Trainer
 
         advance = Trainer.advance
 
         def step(self: Any, *arguments: Any) -> Any:
-            if self.step == 130 and ray.train.get_context().get_world_rank() == 1 and not marker.exists():
+            if self.step == 130 and ranks.rank == 1 and not marker.exists():
                 marker.write_text(str(os.getpid()))
                 os.kill(os.getpid(), signal.SIGKILL)
             return advance(self, *arguments)
 
         Trainer.advance = step  # type: ignore[method-assign]
-        real(job, threads)
+        real(job, ranks, device)
 
     monkeypatch.setattr(fit_module, "train_worker", fragile)
     killed = fit(parts, tmp_path / "out", num_workers=2)
@@ -363,9 +361,9 @@ def test_what_the_workers_cannot_do_is_refused_with_the_numbers(
 ) -> None:
     with pytest.raises(ValueError, match="batch_size 8 cannot be shared equally by 3 workers"):
         fit(parts, tmp_path, num_workers=3)
-    with pytest.raises(RuntimeError, match=r"2 STEGO workers of 3 CPU need 6, the Ray cluster has 4"):
+    with pytest.raises(RuntimeError, match=r"2 workers of 3 CPU need 6, the Ray cluster has 4"):
         fit(parts, tmp_path, num_workers=2, cpus_per_worker=3)
-    with pytest.raises(RuntimeError, match=r"2 STEGO workers of 1 GPU need 2, the Ray cluster has 0"):
+    with pytest.raises(RuntimeError, match=r"2 workers of 1 GPU need 2, the Ray cluster has 0"):
         fit(parts, tmp_path, num_workers=2, device="cuda")
     with pytest.raises(ValueError, match=r"0 \(in this process\) or more, got -1"):
         fit(parts, tmp_path, num_workers=-1)

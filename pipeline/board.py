@@ -1,12 +1,12 @@
-"""The course of a STEGO fit as TensorBoard event files, in the artifact's folder `tensorboard`.
+"""The course of a fit as TensorBoard event files, in the artifact's folder `tensorboard`.
 
-The field tunes shifts and weights by the histograms: negatives should gather at 0, positives have a mode near 1
-without being all there. A fit that goes on writes its past again, so the files never hold a step twice.
+A fit that goes on writes its past again, so the files never hold a step twice.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,10 @@ class Board:
         self._writer: Any = SummaryWriter(str(self._folder))
         for entry in record["history"]:
             self.add_losses(entry)
-        for counts in record["histograms"]:
+        for counts in record.get("histograms", ()):
             self.add_histogram(counts)
 
-    def add_losses(self, entry: dict[str, float]) -> None:
+    def add_losses(self, entry: Mapping[str, float]) -> None:
         for name, value in entry.items():
             if name != "step":
                 self._writer.add_scalar(name, value, int(entry["step"]))

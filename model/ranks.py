@@ -33,6 +33,18 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def share(self, count: Tensor | int, like: Tensor) -> Tensor:
+        """() float32: the mean of a count over all processes, and 1 if it is 0. A sum over the own items divided by it
+        has as its mean over processes the sum over all items divided by all of them. `like` names the device."""
+        total = self.sum(torch.as_tensor(count, device=like.device).detach().double().clone()) / self.size
+        return torch.where(total > 0, total, 1.0).float()
+
+    def largest(self, values: Tensor) -> Tensor:
+        """The elementwise maximum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
+
     def mean(self, values: Tensor) -> Tensor:
         """The mean of float32 tensors that are equally large in all processes, without gradient."""
         return (self.sum(values.detach().double().mean()) / self.size).to(values.dtype)
@@ -45,6 +57,9 @@ class Ranks:
         """Until all processes are here."""
         if self.size > 1:
             dist.barrier()
+
+
+ALONE = Ranks()
 
 
 class _Gather(torch.autograd.Function):

@@ -1,0 +1,156 @@
+"""The commands of the panoptic model: train it, go on by itself, predict, score panoptic labels, export them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipeline.command import Address, AsJson, ConfigPath, Overrides, load, stop_on_sigterm, user_errors
+
+RunOrConfig = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or the run's config file.")]
+
+
+def add_to(app: typer.Typer, evaluate_app: typer.Typer) -> None:
+    """Add the commands to the program's."""
+    app.command()(train)
+    app.command("self-train")(self_train)
+    app.command()(predict)
+    evaluate_app.command("panoptic")(evaluate_panoptic)
+    export_app = typer.Typer(help="Labels in the formats of other programs.", no_args_is_help=True)
+    export_app.command("coco")(export_coco)
+    app.add_typer(export_app, name="export")
+
+
+def train(config: ConfigPath, overrides: Overrides = None, address: Address = None) -> None:
+    """Train the panoptic model on the labels of the run, or on human ones. Continues after any interruption."""
+    with user_errors(), stop_on_sigterm():
+        _run_model(config, overrides, address, rounds=False)
+
+
+def self_train(config: ConfigPath, overrides: Overrides = None, address: Address = None) -> None:
+    """Rounds of self-training: sure predictions join the labels, and the model is trained on. Continues likewise."""
+    with user_errors(), stop_on_sigterm():
+        _run_model(config, overrides, address, rounds=True)
+
+
+def _run_model(config: str, overrides: list[str] | None, address: str | None, *, rounds: bool) -> None:
+    from pipeline.errors import ConfigError
+    from pipeline.runner import run
+    from pipeline.stages import base_name, round_of, stage_names
+    from pipeline.status import print_status, run_status
+
+    loaded = load(config, overrides)
+    names = stage_names(loaded)
+    if rounds:
+        chosen = [name for name in names if round_of(name) or base_name(name) in ("train", "predictions")]
+        if not loaded.self_training.rounds:
+            raise ConfigError("self_training.rounds is 0: set how many rounds to train, such as 2")
+    else:
+        chosen = [name for name in names if name == "train"]
+        if not chosen:
+            raise ConfigError("train.steps is 0: set how long to train, such as 90000")
+    run(loaded, stages=tuple(chosen), address=address)
+    print_status(run_status(loaded))
+
+
+def predict(
+    inputs: Annotated[
+        list[str], typer.Option("--input", help="Photo, folder, glob, tar or Parquet, local or s3://; repeat for more.")
+    ],
+    weights: Annotated[str, typer.Option(help="Checkpoint folder, or .pth or .pkl of detectron2 or U2Seg.")],
+    output: Annotated[str, typer.Option(help="Folder for overlays and COCO panoptic files.")],
+    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos held at a time.")] = 1,
+    short: Annotated[
+        int | None, typer.Option(min=32, help="Short side in pixels; by default that of the training, or 800.")
+    ] = None,
+    max_side: Annotated[int, typer.Option(min=32, help="Largest long side in pixels.")] = 1333,
+    score: Annotated[float | None, typer.Option(help="Least score of an instance; 0.5 by default.")] = None,
+    amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16.")] = False,
+) -> None:
+    """Panoptic predictions of photos: overlays with cluster ids, and a COCO panoptic JSON with its PNGs."""
+    with user_errors(), stop_on_sigterm():
+        from pipeline.predict import run
+
+        run.print_header()
+        summary = run.predict_photos(
+            weights,
+            inputs,
+            output,
+            device=device,
+            batch_size=batch_size,
+            short=short,
+            max_side=max_side,
+            score=score,
+            amp=amp,
+            on_photo=run.print_photo,
+        )
+        run.print_summary(summary)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def evaluate_panoptic(
+    predictions: Annotated[
+        str, typer.Argument(metavar="PREDICTIONS", help="Run folder or config, folder of parts, or COCO panoptic JSON.")
+    ],
+    truth: Annotated[str, typer.Argument(metavar="TRUTH", help="COCO panoptic JSON, or labels as PREDICTIONS.")],
+    output: Annotated[str | None, typer.Option(help="Folder for the result; by default evaluation in the run.")] = None,
+    stage: Annotated[
+        str, typer.Option(help="Of a run: panoptic, the labels, or predictions, what the model sees.")
+    ] = "panoptic",
+    prediction_pngs: Annotated[str | None, typer.Option(help="PNGs of a JSON of predictions.")] = None,
+    truth_pngs: Annotated[str | None, typer.Option(help="PNGs of the truth; by default beside its JSON.")] = None,
+    instances: Annotated[str | None, typer.Option(help="COCO instances JSON of the truth, for AP.")] = None,
+    mode: Annotated[
+        str, typer.Option(help="Clusters to classes: hungarian (one to one), vote (as published) or identity.")
+    ] = "hungarian",
+    leftover: Annotated[str, typer.Option(help="Clusters without a class: error, or argmax.")] = "error",
+    supercategories: Annotated[bool, typer.Option("--supercategories", help="Score stuff by supercategory.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Panoptic quality, AP, AR and mIoU against human labels, with the mapping of all and of the other half."""
+    with user_errors():
+        import json
+
+        from pipeline import storage
+        from pipeline.coco.parts import find_parts
+        from pipeline.errors import ConfigError
+        from pipeline.evaluate.score import evaluate_run, print_scores
+
+        labels = predictions if predictions.lower().endswith(".json") else find_parts(predictions, stage)
+        if output is None:
+            if isinstance(labels, str):
+                raise ConfigError("--output: name a folder for the result, as the predictions are no run")
+            output = storage.join(labels[0].rsplit("/", 3)[0], "evaluation")
+        found = evaluate_run(
+            labels,
+            truth,
+            output=output,
+            prediction_pngs=prediction_pngs,
+            truth_pngs=truth_pngs,
+            instances=instances,
+            mode=mode,  # type: ignore[arg-type]
+            leftover=leftover,  # type: ignore[arg-type]
+            stuff_by_supercategory=supercategories,
+        )
+        if as_json:
+            print(json.dumps(found, indent=1))
+        else:
+            print_scores(found)
+            print("\n".join(found["files"]))
+
+
+def export_coco(
+    run: RunOrConfig,
+    output: Annotated[str, typer.Option(help="Folder for the files.")],
+    name: Annotated[str, typer.Option(help="Of the set: a part of the files' names.")] = "train",
+    whole_masks: Annotated[bool, typer.Option(help="Whole masks of the instances, or what is visible.")] = True,
+) -> None:
+    """The labels as COCO panoptic, instances and stuff files, as detectron2 and U2Seg read them."""
+    with user_errors():
+        from pipeline.coco.export import export_coco as export
+        from pipeline.coco.export import print_export
+
+        print_export(export(run, run if whole_masks else None, output=output, name=name))

@@ -1,0 +1,42 @@
+"""Which image is meant by a name: the same path but for its ending, or else the only image of that name in any folder.
+
+A photo goes by many names: `train/0001.jpg` in a run, `0001.jpg` in COCO's JSON, `0001.png` in a folder of maps.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterable
+
+from pipeline.errors import ConfigError
+
+SHOWN = 3
+
+
+class ImageNames:
+    """Looks up images by name; `shown` says in messages where they are from. Memory: the names."""
+
+    def __init__(self, names: Iterable[str], shown: str) -> None:
+        self.shown = shown
+        self._by_path: dict[str, list[str]] = defaultdict(list)
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            self._by_path[image_stem(name)].append(name)
+            self._by_name[posixpath.basename(image_stem(name))].append(name)
+
+    def find(self, name: str) -> str | None:
+        """The image of `name`; None when there is none. ConfigError when several would do."""
+        stem = image_stem(name)
+        found = self._by_path.get(stem) or self._by_name.get(posixpath.basename(stem), [])
+        if len(found) > 1:
+            raise ConfigError(
+                f"the image {name!r} could be any of {len(found)} of {self.shown} ({', '.join(found[:SHOWN])}): give "
+                "images names that differ by more than folder and ending"
+            )
+        return found[0] if found else None
+
+
+def image_stem(name: str) -> str:
+    """The path of an image without its ending."""
+    return posixpath.splitext(name)[0]

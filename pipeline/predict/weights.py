@@ -1,0 +1,180 @@
+"""Weights of the panoptic model -> the model, ready to look at photos.
+
+predictor = load_predictor("runs/demo/model")  # or a .pth or .pkl of detectron2 or U2Seg
+prediction = predictor(np.asarray(Image.open("photo.jpg").convert("RGB")))
+ids, segments = prediction.panoptic()
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.checkpoint import MANIFEST, WEIGHTS, class_counts, from_files, load_state, read_detectron2
+from model.panoptic import PanopticCascadeRCNN, Prediction
+from pipeline import storage
+from pipeline.errors import ConfigError
+from workers.images import LoadedImage
+from workers.phases import Phases
+from workers.predict import MAX_SIDE, SHORT, PredictWorker
+
+DETECTRON2 = (".pth", ".pkl")
+REMEDY = "give the folder of a checkpoint that u2label wrote, or a .pth or .pkl of detectron2 or U2Seg"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model in evaluation mode, on the CPU. `digest` is the SHA-256 of what it was read from, `short` the side in
+    pixels that it was trained for, and `names` the names of its categories; both may be unknown."""
+
+    model: PanopticCascadeRCNN
+    digest: str
+    short: int | None
+    names: Mapping[int, str]
+
+
+class Predictor:
+    """What the model sees in a photo, whatever its size."""
+
+    def __init__(self, worker: PredictWorker, *, num_things: int, num_stuff: int, names: Mapping[int, str]) -> None:
+        self._worker = worker
+        self.num_things, self.num_stuff, self.names = num_things, num_stuff, names
+
+    def __call__(self, photo_hw3: NDArray[np.uint8]) -> Prediction:
+        """(H, W, 3) uint8 RGB, upright -> boxes, scores, classes, masks and the semantic map at its size, on the CPU.
+
+        `.panoptic()` of the result combines them to an id map (H, W) and its segments. ValueError for another array.
+        """
+        photo = np.asarray(photo_hw3)
+        if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or photo.size == 0:
+            raise ValueError(f"a photo is (height, width, 3) uint8 RGB, got {photo.shape} {photo.dtype}")
+        image = LoadedImage("photo", np.ascontiguousarray(photo))
+        prediction = next(self._worker.predict([image], Phases())).prediction
+        assert prediction is not None
+        return prediction
+
+
+def load_predictor(
+    weights: str,
+    device: str = "cpu",
+    *,
+    short: int | None = None,
+    max_side: int = MAX_SIDE,
+    score: float | None = None,
+    amp: bool = False,
+) -> Predictor:
+    """A function from photos to predictions.
+
+    Args:
+        weights: folder of a checkpoint, or `.pth` or `.pkl` of detectron2 or U2Seg, local or `s3://`.
+        device: such as "cpu" or "cuda".
+        short, max_side: pixels; a photo's shorter side becomes `short` (None: the one that the checkpoint was trained
+            for, else 800), or less where the longer would pass `max_side`.
+        score: least score of an instance in `.panoptic()`; None: 0.5, or what the checkpoint says.
+        amp: compute in bfloat16.
+
+    Raises:
+        ConfigError: weights that are not there or do not fit, a device that is not there, a number out of range.
+    """
+    check_device(device)
+    loaded = load_weights(weights, score=score)
+    worker = make_worker(loaded, device, batch_size=1, short=short, max_side=max_side, amp=amp)
+    counts = {"num_things": loaded.model.num_things, "num_stuff": loaded.model.num_stuff}
+    return Predictor(worker, **counts, names=loaded.names)
+
+
+def make_worker(
+    weights: Weights, device: str, *, batch_size: int, short: int | None, max_side: int, amp: bool
+) -> PredictWorker:
+    """The worker of these weights. ConfigError for a number that is not positive."""
+    short = short_side(weights, short)
+    try:
+        return PredictWorker(
+            weights.model, device=device, batch_size=batch_size, short=short, max_side=max_side, amp=amp
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def short_side(weights: Weights, short: int | None) -> int:
+    """The side that is asked for, else that of the training, else U2Seg's."""
+    return short if short is not None else weights.short or SHORT
+
+
+def load_weights(uri: str, *, score: float | None = None) -> Weights:
+    """The model of a checkpoint folder or of a detectron2 file, local or remote; `score` as in `load_predictor`.
+
+    K and S come from the weights, the rest of the architecture from the checkpoint's config (`model`: keywords of
+    PanopticCascadeRCNN), or is U2Seg's. ConfigError names the weights and what does not fit.
+    """
+    shown = storage.redact(uri)
+    if score is not None and not 0 <= score <= 1:
+        raise ConfigError(f"--score: {score} must be in [0, 1]")
+    try:
+        state, config, digest = read_weights(uri)
+        counts = class_counts(state)
+        keywords = dict(config.get("model", {}))
+        if score is not None:
+            keywords["combine_confidence"] = score
+        model = PanopticCascadeRCNN(*counts, **keywords)
+        load_state(model, state, **counts._asdict(), origin=shown)
+    except FileNotFoundError as error:
+        raise ConfigError(f"--weights: there is no {shown}, or it lacks {MANIFEST} or {WEIGHTS}; {REMEDY}") from error
+    except storage.store_errors(uri) as error:
+        raise ConfigError(f"--weights: cannot read {shown}: {storage.redact(str(error))}") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"--weights: {shown}: {error}; {REMEDY}") from error
+    categories = config.get("categories", [])
+    names = {int(category["id"]): str(category["name"]) for category in categories}
+    return Weights(model.eval(), digest, config.get("short"), names)
+
+
+def read_weights(uri: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """State dict, config (empty where the file has none) and SHA-256 of a checkpoint folder or a detectron2 file, local
+    or remote. FileNotFoundError or ValueError: it is not there, not whole, or holds no weights."""
+    return _read_detectron2(uri) if uri.lower().endswith(DETECTRON2) else _read_checkpoint(uri)
+
+
+def check_device(device: str) -> None:
+    """ConfigError unless torch knows the device and it is there."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"--device: cannot use {device!r}: {reason}; give cpu, or cuda where there is a GPU"
+        ) from error
+
+
+def _read_checkpoint(uri: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    files = {name: storage.read_bytes(storage.join(uri, name)) for name in (WEIGHTS, MANIFEST)}
+    checkpoint = from_files(files, storage.redact(uri))
+    return checkpoint.state, checkpoint.config, hashlib.sha256(files[MANIFEST]).hexdigest()  # it holds the weights'
+
+
+def _read_detectron2(uri: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    with _local_copy(uri) as path:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return read_detectron2(path), {}, digest
+
+
+@contextmanager
+def _local_copy(uri: str) -> Iterator[Path]:
+    if not storage.is_remote(uri):
+        yield Path(storage.filesystem(uri)[1])
+        return
+    with tempfile.NamedTemporaryFile(suffix=Path(uri).suffix) as copy:
+        copy.write(storage.read_bytes(uri))
+        copy.flush()
+        yield Path(copy.name)

@@ -1,0 +1,73 @@
+"""The samples of each step: read and augmented ahead of the device, every one from its own source of chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from pipeline.shards import ahead
+from pipeline.train.job import TrainJob
+from pipeline.train.order import TrainingOrder
+from workers.augment import augment
+from workers.copy_paste import InstanceBank, copy_paste
+from workers.training import Batch
+from workers.training_samples import Sample, to_target
+
+BANK_STEPS = 16  # the bank of a step holds the instances of so many steps before it
+DEPTH = 2  # batches read ahead
+
+
+class Batches:
+    """This process's share of every batch: the samples at `places` of it."""
+
+    def __init__(self, job: TrainJob, places: range) -> None:
+        self._job, self._places = job, places
+        self._order = TrainingOrder(
+            job.photos.parts, job.photos.wide, job.settings.optimisation.batch_size, job.settings.optimisation.seed
+        )
+        self._recent: dict[int, list[Sample]] = {}
+
+    def between(self, start: int, end: int) -> Iterator[Batch]:
+        """The batches of the steps from `start` to before `end`, in order."""
+        with ThreadPoolExecutor(max_workers=self._job.threads, thread_name_prefix="samples") as pool:
+            for step, samples in enumerate(ahead(lambda s: self._load(s, pool), range(start, end), depth=DEPTH), start):
+                yield self._batch(self._pasted(step, samples, pool))
+
+    def _load(self, step: int, pool: ThreadPoolExecutor) -> list[Sample]:
+        indices = self._order.batch(step)
+        return list(pool.map(lambda place: self._sample(step, place, int(indices[place])), self._places))
+
+    def _sample(self, step: int, place: int, index: int) -> Sample:
+        settings = self._job.settings
+        return augment(
+            self._job.photos.sample(index),
+            np.random.default_rng([settings.optimisation.seed, 1, step, place]),
+            short_sides=settings.short_sides,
+            max_side=settings.max_side,
+            flip_probability=settings.flip,
+        )
+
+    def _pasted(self, step: int, samples: list[Sample], pool: ThreadPoolExecutor) -> list[Sample]:
+        params = self._job.settings.copy_paste
+        if params is None:
+            return samples
+        bank = self._bank(step, pool) if params.semantic_aware > 0 else None
+        self._recent[step] = samples
+        rng = np.random.default_rng([self._job.settings.optimisation.seed, 2, step, self._places.start])
+        return copy_paste(samples, rng, params, bank)
+
+    def _bank(self, step: int, pool: ThreadPoolExecutor) -> InstanceBank:
+        """The instances of the last steps; after an interruption these are read again."""
+        past = range(max(0, step - BANK_STEPS), step)
+        self._recent = {s: self._recent[s] if s in self._recent else self._load(s, pool) for s in past}
+        bank = InstanceBank()
+        for samples in self._recent.values():
+            for sample in samples:
+                bank.add(sample)
+        return bank
+
+    def _batch(self, samples: list[Sample]) -> Batch:
+        images, targets = zip(*map(to_target, samples), strict=True)
+        return Batch(images, targets, [sample.image_id for sample in samples], self._places.start)

@@ -1,0 +1,163 @@
+"""The fit of the panoptic model: labelled photos in, one artifact folder out (U2Seg, arXiv 2312.17243, section 4).
+
+The folder holds the checkpoint of `model.checkpoint` (safetensors and JSON), `predictions/`, `tensorboard/`, and
+`artifact.json`, which is written last and is the mark that the folder is complete. `checkpoint.pt` and `progress.json`
+lie there while the training runs: one that was stopped, or whose workers died, goes on from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from model.checkpoint import Checkpoint, to_files
+from model.ranks import Ranks
+from pipeline import ray_train, storage
+from pipeline.fit_progress import PROGRESS, Entry, watching, write_progress
+from pipeline.train.job import (
+    ARTIFACT,
+    CHECKPOINT,
+    TrainJob,
+    TrainSettings,
+    build_model,
+    file_identity,
+    read_progress_of,
+)
+from pipeline.train.loop import train
+from pipeline.train.photos import TrainingPhotos
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """A finished training: `artifact.json`, with `history`, a mapping of losses each."""
+
+    record: dict[str, Any]
+
+    @property
+    def loss(self) -> float:
+        """The mean total loss over the last steps."""
+        return float(self.record["history"][-1]["total"])
+
+
+def fit_panoptic(
+    photos: TrainingPhotos,
+    out: str,
+    settings: TrainSettings,
+    *,
+    num_workers: int = 0,
+    device: str = "cpu",
+    cpus_per_worker: float = 1,
+    gpus_per_worker: float = 1,
+    threads: int = 4,
+    checkpoint_every: int = 1000,
+    picture_every: int = 5000,
+    max_failures: int = 3,
+    config: dict[str, Any] | None = None,
+    on_log: Callable[[Entry], None] | None = None,
+) -> TrainResult:
+    """Train PanopticCascadeRCNN on `photos` and write the artifact folder `out` (URI).
+
+    A complete `out` is read and returned; one with a checkpoint goes on from there. `num_workers` 0 trains in this
+    process, else as many of Ray Train share each batch and are started again up to `max_failures` times; the weights
+    are the same but for rounding (with copy-paste they are not: instances are pasted among a process's own images).
+    `threads` read and augment images in each process. `config` goes into the checkpoint as it is. `on_log` gets the
+    entries of the history; those of Ray's workers now and then, in a thread.
+
+    ValueError: a batch that the workers cannot share equally, weights that do not fit, a checkpoint of another
+    training, labels that do not fit their photo, a loss that is not finite (with the ids of the images). RuntimeError:
+    Ray is not initialised or too small, or workers that die again and again.
+    """
+    if storage.exists(storage.join(out, ARTIFACT)):
+        return TrainResult(json.loads(storage.read_bytes(storage.join(out, ARTIFACT))))
+    batch = settings.optimisation.batch_size
+    if num_workers < 0 or batch % max(1, num_workers):
+        raise ValueError(f"train.batch_size {batch} cannot be shared equally by {num_workers} workers")
+    identity = _identity(photos, settings)
+    job = TrainJob(
+        photos, settings, out, identity, device, max(1, checkpoint_every), max(1, picture_every), max(1, threads)
+    )
+    build_model(job)  # weights that do not fit are refused before the work
+    read_progress_of(job)
+    storage.remove(storage.join(out, PROGRESS))
+    if num_workers == 0:
+        _train_and_write(job, Ranks(), torch.device(device), config or {}, on_log)
+    else:
+        with watching(out, on_log):
+            ray_train.train_with_ray(
+                functools.partial(_worker, job, config or {}),
+                num_workers=num_workers,
+                cpus=cpus_per_worker,
+                gpus=gpus_per_worker if device != "cpu" else 0,
+                name=f"train-{identity}",
+                storage_path=storage.join(out, "ray"),
+                max_failures=max_failures,
+            )
+    return TrainResult(json.loads(storage.read_bytes(storage.join(out, ARTIFACT))))
+
+
+def _worker(job: TrainJob, config: dict[str, Any], ranks: Ranks, device: torch.device) -> None:
+    """What each worker of Ray Train runs."""
+
+    def on_log(entry: Entry) -> None:
+        write_progress(job.out, job.settings.optimisation.steps, entry)
+
+    _train_and_write(job, ranks, device, config, on_log)
+
+
+def _train_and_write(
+    job: TrainJob,
+    ranks: Ranks,
+    device: torch.device,
+    config: dict[str, Any],
+    on_log: Callable[[Entry], None] | None,
+) -> None:
+    trainer, record = train(job, ranks, device, on_log)
+    if ranks.rank == 0:
+        state = {name: values.detach().cpu() for name, values in trainer.best_model().state_dict().items()}
+        _write_artifact(job, state, record["history"], config)
+
+
+def _write_artifact(
+    job: TrainJob, state: dict[str, torch.Tensor], history: list[Entry], config: dict[str, Any]
+) -> None:
+    photos, settings = job.photos, job.settings
+    about = {
+        "num_things": photos.num_things,
+        "num_stuff": photos.num_stuff,
+        "model": settings.model,
+        "short": max(settings.short_sides) if len(settings.short_sides) == 1 else None,
+        **config,
+    }
+    about = {key: value for key, value in about.items() if value is not None}
+    for name, data in to_files(Checkpoint(state, about)).items():
+        storage.write_bytes(storage.join(job.out, name), data)
+    record = {
+        "num_things": photos.num_things,
+        "num_stuff": photos.num_stuff,
+        "images": len(photos),
+        "settings": asdict(settings),
+        "history": history,
+        "software": f"u2label {version('u2label')}",
+    }
+    storage.write_bytes(storage.join(job.out, ARTIFACT), json.dumps(record, indent=1).encode())
+    for name in (CHECKPOINT, PROGRESS):
+        storage.remove(storage.join(job.out, name))
+
+
+def _identity(photos: TrainingPhotos, settings: TrainSettings) -> str:
+    """What a checkpoint must be of to go on from it."""
+    content = {
+        "settings": dataclasses.asdict(settings),
+        "weights": [file_identity(uri) for uri in (settings.init, settings.backbone)],
+        "classes": [photos.num_things, photos.num_stuff],
+        "photos": photos.identity,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,115 @@
+"""What a training of the panoptic model is, its first weights, and the checkpoint it goes on from."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from model.checkpoint import MANIFEST, load_backbone_detectron2, load_state
+from model.panoptic import PanopticCascadeRCNN
+from pipeline import storage
+from pipeline.predict.weights import read_weights
+from pipeline.train.photos import TrainingPhotos
+from workers.augment import MAX_SIDE, SHORT_SIDES
+from workers.copy_paste import CopyPaste
+from workers.training import Optimisation
+
+CHECKPOINT = "checkpoint.pt"
+ARTIFACT = "artifact.json"
+PREDICTIONS = "predictions"  # folder of pictures
+PER_CLASS = ("box_predictor.", "mask_head.predictor.", "sem_seg_head.predictor.")  # layers that know the classes
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """What decides the weights, besides the photos. `model` holds keywords of PanopticCascadeRCNN.
+
+    `precise_statistics` counts the batches after the last step whose statistics the batch norms are given. `init` is
+    the URI of a checkpoint to start from (`init_classes` "new": but for the layers that know its classes), and
+    `backbone` the local path of a ResNet-50 for the backbone alone.
+    """
+
+    optimisation: Optimisation
+    model: dict[str, Any] = field(default_factory=dict)
+    short_sides: tuple[int, ...] = SHORT_SIDES
+    max_side: int = MAX_SIDE
+    flip: float = 0.5
+    copy_paste: CopyPaste | None = None
+    precise_statistics: int = 200
+    init: str | None = None
+    init_classes: str = "same"
+    backbone: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """All that a process needs. Picklable."""
+
+    photos: TrainingPhotos
+    settings: TrainSettings
+    out: str
+    identity: str
+    device: str
+    checkpoint_every: int
+    picture_every: int
+    threads: int
+
+
+def build_model(job: TrainJob) -> PanopticCascadeRCNN:
+    """The model with its first weights, the same in every process.
+
+    ValueError, FileNotFoundError: `init` or `backbone` is not there, or does not fit.
+    """
+    settings, photos = job.settings, job.photos
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.optimisation.seed)
+        model = PanopticCascadeRCNN(photos.num_things, photos.num_stuff, **settings.model)
+    if settings.backbone is not None:
+        load_backbone_detectron2(model, settings.backbone)
+    if settings.init is not None:
+        state, *_ = read_weights(settings.init)
+        if settings.init_classes == "new":
+            own = model.state_dict()
+            state = {name: own[name] if _knows_classes(name) else values for name, values in state.items()}
+        load_state(
+            model, state, num_things=photos.num_things, num_stuff=photos.num_stuff, origin=storage.redact(settings.init)
+        )
+    return model
+
+
+def file_identity(uri: str | None) -> str | None:
+    """SHA-256 of weights, and None for none."""
+    if uri is None:
+        return None
+    data = (
+        uri if uri.endswith((".pth", ".pkl")) else storage.join(uri, MANIFEST)
+    )  # the manifest holds that of the weights
+    return hashlib.sha256(storage.read_bytes(data)).hexdigest()
+
+
+def _knows_classes(name: str) -> bool:
+    return any(layer in name for layer in PER_CLASS) and "bbox_pred" not in name
+
+
+def write_checkpoint(job: TrainJob, state: dict[str, Any], record: dict[str, Any]) -> None:
+    stream = io.BytesIO()
+    torch.save({**state, "record": json.dumps(record), "identity": job.identity}, stream)
+    storage.write_bytes(storage.join(job.out, CHECKPOINT), stream.getvalue())
+
+
+def read_progress_of(job: TrainJob) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """State and record of the checkpoint in the job's folder; None when there is none. ValueError: it is another's."""
+    uri = storage.join(job.out, CHECKPOINT)
+    if not storage.exists(uri):
+        return None
+    state: dict[str, Any] = torch.load(io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True)
+    if state["identity"] != job.identity:
+        raise ValueError(
+            f"{storage.redact(uri)} is of a training with other settings or photos; delete it and run again"
+        )
+    return state, json.loads(state["record"])

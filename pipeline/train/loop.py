@@ -1,0 +1,106 @@
+"""The training loop of the panoptic model, in one process of any number that share each batch.
+
+A checkpoint holds weights, optimiser and step; the order of the images and all chance follow from the step. A training
+that was killed goes on from the last checkpoint to the same weights, bit for bit on a CPU with as many processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from model.ranks import Ranks
+from pipeline import storage
+from pipeline.board import Board
+from pipeline.fit_progress import Entry
+from pipeline.train.batches import Batches
+from pipeline.train.job import PREDICTIONS, TrainJob, build_model, read_progress_of, write_checkpoint
+from pipeline.train.pictures import draw_predictions
+from workers.training import PanopticTrainer, precise_statistics
+
+log = logging.getLogger(__name__)
+
+LOG_EVERY = 20  # steps
+
+
+def train(
+    job: TrainJob, ranks: Ranks, device: torch.device, on_log: Callable[[Entry], None] | None = None
+) -> tuple[PanopticTrainer, dict[str, Any]]:
+    """Train to the last step, from the checkpoint in `job.out` if there is one, and leave the last one there.
+
+    Returns the trainer and the record: `history`, a mapping of losses, rate and images a second each. `on_log` gets
+    each entry of the first process.
+    """
+    settings = job.settings.optimisation
+    trainer = PanopticTrainer(build_model(job), settings, device=device, ranks=ranks)
+    record = _resume(job, trainer)
+    share = ranks.rows(settings.batch_size)
+    batches = Batches(job, range(share.start, share.stop))
+    log_ = _Log(job, record, on_log) if ranks.rank == 0 else None
+    for batch in batches.between(trainer.step, settings.steps):
+        losses = trainer.advance(batch)
+        if log_ is not None:
+            log_.add(trainer, losses)
+        if trainer.step % job.checkpoint_every == 0 and trainer.step < settings.steps and ranks.rank == 0:
+            write_checkpoint(job, trainer.state(), record)
+    if job.settings.precise_statistics and not record["finished"]:
+        following = batches.between(settings.steps, settings.steps + job.settings.precise_statistics)
+        precise_statistics(trainer.best_model(), (list(batch.images) for batch in following), ranks)
+    record["finished"] = True
+    if log_ is not None:
+        write_checkpoint(job, trainer.state(), record)
+        log_.close(trainer)
+    return trainer, record
+
+
+def _resume(job: TrainJob, trainer: PanopticTrainer) -> dict[str, Any]:
+    found = read_progress_of(job)
+    if found is None:
+        return {"history": [], "finished": False}
+    state, record = found
+    trainer.load_state(state)
+    log.info("the training goes on after step %d", trainer.step)
+    return record
+
+
+class _Log:
+    """What the first process writes down: the history, TensorBoard, and pictures of what the model sees."""
+
+    def __init__(self, job: TrainJob, record: dict[str, Any], on_log: Callable[[Entry], None] | None) -> None:
+        self._job, self._record, self._on_log = job, record, on_log
+        self._board = Board(job.out, record)
+        self._window: list[dict[str, float]] = []
+        self._since = time.perf_counter()
+
+    def add(self, trainer: PanopticTrainer, losses: dict[str, float]) -> None:
+        self._window.append(losses)
+        settings = self._job.settings.optimisation
+        step, last = trainer.step, trainer.step == settings.steps
+        if step == 1 or step % LOG_EVERY == 0 or last:
+            seconds = time.perf_counter() - self._since
+            means = {name: float(np.mean([entry[name] for entry in self._window])) for name in losses}
+            rate = len(self._window) * settings.batch_size / max(seconds, 1e-9)
+            entry = {"step": step, **means, "rate": settings.rate_at(step - 1), "images_per_s": rate}
+            self._record["history"].append(entry)
+            self._board.add_losses(entry)
+            if self._on_log is not None:
+                self._on_log(entry)
+            self._window, self._since = [], time.perf_counter()
+        if step % self._job.picture_every == 0 and not last:
+            self.draw(trainer)
+        if step % self._job.checkpoint_every == 0:
+            self._board.publish()
+
+    def draw(self, trainer: PanopticTrainer) -> None:
+        picture = draw_predictions(self._job, trainer.best_model())
+        storage.write_bytes(storage.join(self._job.out, PREDICTIONS, f"step-{trainer.step:06d}.jpg"), picture)
+
+    def close(self, trainer: PanopticTrainer) -> None:
+        self.draw(trainer)
+        self._board.publish()
+        self._board.close()

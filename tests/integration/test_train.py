@@ -1,0 +1,122 @@
+"""From labels to a trained model, its predictions and a round of self-training, each a stage that resumes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.coco.export import export_coco
+from pipeline.coco.parts import find_parts
+from pipeline.config import Config, load_config
+from pipeline.errors import StageFailed
+from pipeline.evaluate.score import evaluate_run
+from pipeline.predict.run import predict_photos
+from pipeline.predict.weights import load_predictor
+from pipeline.runner import run
+from tests.integration.conftest import SCENES, SHARDS, Start, finish, read_stage, rows
+
+NETWORK = {
+    "depths": [1, 1, 1, 1],
+    "width": 8,
+    "channels": 16,
+    "box_dim": 32,
+    "mask_channels": 16,
+    "semantic_channels": 32,
+    "rpn_pre_nms": [200, 100],
+    "rpn_post_nms": [100, 50],
+    "roi_sampled": 64,
+}
+TRAIN = [
+    "train.steps=6",
+    "train.batch_size=4",
+    "train.rate=0.005",
+    "train.warmup_steps=0",
+    "train.short_sides=[96]",
+    "train.precise_statistics=2",
+    "train.checkpoint_every=2",
+    "predictions.enabled=true",
+    "predictions.short=96",
+    f"train.network={json.dumps(NETWORK)}",
+]
+ROUND = ["self_training.rounds=1", "self_training.steps=3", "self_training.thresholds=[0.05]"]
+
+
+@pytest.fixture
+def labelled_config(config_file: Path, labelled: Path) -> Path:
+    shutil.copytree(labelled, config_file.parent / "run")
+    return config_file
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_labels_model_predictions_and_a_round_of_self_training(labelled_config: Path, tmp_path: Path) -> None:
+    config = load_config(str(labelled_config), [*TRAIN, *ROUND])
+    summary = run(config)
+    stages = ["train", "predictions", "labels_1", "train_1", "predictions_1"]
+    assert [summary.computed[name] for name in stages] == [1, SHARDS, SHARDS, 1, SHARDS]
+    assert set(run(config).computed.values()) == {0}
+    folder = Path(config.run.uri)
+    for name in ("predictions", "labels_1", "predictions_1"):
+        assert [row["image_id"] for row in rows(folder, name)] == [row["image_id"] for row in rows(folder, "panoptic")]
+        assert b"u2label.categories" in read_stage(folder, name).schema.metadata
+    first, second = (json.loads(Path(summary.stages[name].folder, "artifact.json").read_text()) for name in stages[::3])
+    assert first["images"] == second["images"] == SCENES
+    assert second["settings"]["init"] == summary.stages["train"].folder
+    check_scores(config, tmp_path)
+    check_predictions(config, summary.stages["train"].folder, tmp_path)
+
+
+def check_scores(config: Config, tmp_path: Path) -> None:
+    """The labels against themselves, from parts and from their COCO export, are perfect and the same."""
+    parts = find_parts(config.run.uri)
+    own = evaluate_run(parts, parts, output=str(tmp_path / "own"), mode="identity")
+    exported = export_coco(config.run.uri, config.run.uri, output=str(tmp_path / "coco"))
+    (panoptic,) = (tmp_path / "coco").rglob("panoptic_*.json")
+    assert exported.images == SCENES
+    again = evaluate_run(str(panoptic), parts, output=str(tmp_path / "again"), mode="identity")
+    assert own["all_images"] == again["all_images"]
+    seen = evaluate_run(find_parts(config.run.uri, "predictions"), parts, output=str(tmp_path / "seen"))
+    assert seen["images"] == SCENES
+
+
+def check_predictions(config: Config, weights: str, tmp_path: Path) -> None:
+    photo = next(Path(config.source.uri).iterdir())
+    summary = predict_photos(weights, str(photo), str(tmp_path / "out"), short=96)
+    assert (summary.photos, summary.failed) == (1, [])
+    ids, segments = load_predictor(weights, short=96)(np.asarray(Image.open(photo))).panoptic()
+    assert ids.shape == (160, 160)
+    assert sorted({*ids.unique().tolist()} - {0}) == [segment.id for segment in segments]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_driver_killed_while_it_trains_goes_on_from_its_checkpoint(
+    labelled_config: Path, start_u2label: Start, tmp_path: Path
+) -> None:
+    from tests.integration.test_interruptions import kill_driver, wait_until
+
+    overrides = [part for text in [*TRAIN, "predictions.enabled=false"] for part in ("--set", text)]
+    command = ("train", str(labelled_config), *overrides)
+    killed = start_u2label(*command)
+    wait_until(lambda: any((tmp_path / "run").glob("train/*/checkpoint.pt")), killed)
+    kill_driver(killed)
+    finish(start_u2label(*command), 0)
+    alone = load_config(str(labelled_config), [*TRAIN, "predictions.enabled=false", f"run.uri={tmp_path / 'alone'}"])
+    shutil.copytree(tmp_path / "run", tmp_path / "alone", ignore=shutil.ignore_patterns("train"))
+    weights = [Path(run(alone).stages["train"].folder, "model.safetensors")]
+    weights += (tmp_path / "run").glob("train/*/model.safetensors")
+    first, second = (path.read_bytes() for path in weights)
+    assert first == second
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_labels_that_do_not_fit_are_refused_with_the_reason(labelled_config: Path, tmp_path: Path) -> None:
+    config = load_config(str(labelled_config), [*TRAIN, "train.batch_size=3", "workers.train_workers=2"])
+    with pytest.raises(StageFailed, match=r"train: train\.batch_size 3 cannot be shared equally by 2 workers"):
+        run(config, stages=("train",))
+    missing = load_config(str(labelled_config), [*TRAIN, f"train.init={tmp_path / 'nothing'}"])
+    with pytest.raises((StageFailed, Exception), match="nothing"):
+        run(missing, stages=("train",))
