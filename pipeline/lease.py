@@ -6,10 +6,10 @@ holder is dead on this machine, or that was not renewed for its lifetime, is tak
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -132,6 +132,6 @@ def _renew(uri: str, owner: dict[str, Any], lifetime_s: float, stop: threading.E
         with contextlib.suppress(*storage.store_errors(uri)):  # an outage: the next turn comes before the lease ends
             if not _is_ours(uri, owner):
                 lost.set()
-                _thread.interrupt_main()
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # wakes it where it waits
                 return
             storage.write_bytes(uri, _dump(owner, lifetime_s))

@@ -114,20 +114,23 @@ def test_two_runs_cannot_share_a_folder(config_file: Path, tmp_path: Path, start
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize(("semantics", "first"), [(STEGO, "features"), (DATUS, "segments")], ids=["stego", "datus"])
+@pytest.mark.parametrize(
+    ("semantics", "killed_in"), [(STEGO, ("features", "semantics_fit", "semantics")), (DATUS, ("segments",))]
+)
 def test_a_driver_killed_in_each_stage_of_stuff(
     semantics: dict[str, object],
-    first: str,
+    killed_in: tuple[str, ...],
     scenes: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     start_u2label: Start,
 ) -> None:
-    """SIGKILL in the first stage, in the fit and in the class maps: what is done stays, the rest comes out alike."""
+    """SIGKILL in a stage of the photos, in the fit, in the class maps: what is done stays, the rest comes out alike."""
     scratch, run, undisturbed = (tmp_path / name for name in ("scratch", "run", "undisturbed"))
     scratch.mkdir()
     monkeypatch.setenv("TMPDIR", str(scratch))
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # the names of its sockets must be short
+    first = killed_in[0]
     stages = (first, "semantics_fit", "semantics")
     config = write_config(scenes, tmp_path, shard_size=1, semantics=semantics)
     command = ("run", str(config), "--stages", ",".join(stages), "--set", "workers.size=1")
@@ -136,7 +139,7 @@ def test_a_driver_killed_in_each_stage_of_stuff(
         return bool(parts(run, stage)) if stage != "semantics_fit" else any(run.glob(f"{stage}/*/checkpoint.*"))
 
     done: dict[Path, int] = {}
-    for stage in stages if first == "features" else (first, "semantics"):  # to fit clusters to so little is too quick
+    for stage in killed_in:
         process = start_u2label(*command)
         wait_until(lambda stage=stage: ready(stage), process)  # type: ignore[misc]
         kill_driver(process)
