@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from pipeline import cli_model
 from pipeline.command import Address, AsJson, ConfigPath, Overrides, load, stop_on_sigterm, user_errors
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     help="Panoptic pseudo-labels from unlabelled images, on one machine or a Ray cluster.",
@@ -133,8 +131,6 @@ def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
     with user_errors():
         print(load(config, overrides).to_yaml(), end="")
 
-
-from pipeline import cli_model  # noqa: E402  (its commands are added to the apps above)
 
 cli_model.add_to(app, evaluate_app)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.command import Address, AsJson, ConfigPath, Overrides, load, stop_on_sigterm, user_errors
+from pipeline.errors import ConfigError
 
 RunOrConfig = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or the run's config file.")]
 
@@ -35,7 +36,6 @@ def self_train(config: ConfigPath, overrides: Overrides = None, address: Address
 
 
 def _run_model(config: str, overrides: list[str] | None, address: str | None, *, rounds: bool) -> None:
-    from pipeline.errors import ConfigError
     from pipeline.runner import run
     from pipeline.stages import base_name, round_of, stage_names
     from pipeline.status import print_status, run_status
@@ -116,14 +116,11 @@ def evaluate_panoptic(
 
         from pipeline import storage
         from pipeline.coco.parts import find_parts
-        from pipeline.errors import ConfigError
         from pipeline.evaluate.score import evaluate_run, print_scores
 
         labels = predictions if predictions.lower().endswith(".json") else find_parts(predictions, stage)
         if output is None:
-            if isinstance(labels, str):
-                raise ConfigError("--output: name a folder for the result, as the predictions are no run")
-            output = storage.join(labels[0].rsplit("/", 3)[0], "evaluation")
+            output = storage.join(_run_of(labels, stage), "evaluation")
         found = evaluate_run(
             labels,
             truth,
@@ -140,6 +137,14 @@ def evaluate_panoptic(
         else:
             print_scores(found)
             print("\n".join(found["files"]))
+
+
+def _run_of(labels: str | list[str], stage: str) -> str:
+    """The run whose parts these are, `<run>/<stage>/<fingerprint>/part-00000.parquet`."""
+    names = [] if isinstance(labels, str) else labels[0].rsplit("/", 3)
+    if len(names) != 4 or names[1] != stage:
+        raise ConfigError("--output: name a folder for the result, as the predictions are no run")
+    return names[0]
 
 
 def export_coco(

@@ -74,8 +74,32 @@ def check_resources(config: Config) -> None:
             f"workers.size asks for {workers.size} actors of {workers.cpus:g} CPUs, {workers.gpus:g} GPUs and "
             f"{workers.memory_gb:g} GiB, of which the {len(nodes)} nodes hold {places}; lower workers.size"
         )
+    if trains_with_ray(config):
+        require_room(
+            "workers of a training", "workers.train_workers", workers.train_workers, workers.cpus, workers.gpus
+        )
     if workers.kmeans_device == "cuda" and not any(node.get("GPU", 0) for node in nodes):
         raise ConfigError("workers.kmeans_device is 'cuda', the cluster has no GPU; set it to cpu")
+
+
+def trains_with_ray(config: Config) -> bool:
+    """Whether a fit of this config has workers of Ray Train."""
+    trained = config.semantics.method == "stego" or config.semantics.refine != "none" or config.train.steps > 0
+    return trained and config.workers.train_workers > 0
+
+
+def require_room(what: str, key: str, count: int, cpus: float, gpus: float) -> None:
+    """ConfigError, with the numbers, unless Ray is there and has room for `count` processes at once: it would wait for
+    ever. `what` they are and under which `key` they are counted goes into the message."""
+    if not ray.is_initialized():
+        raise RuntimeError(f"Ray is not initialised: call ray.init before asking for {count} {what}")
+    for name, each in {"CPU": cpus, "GPU": gpus}.items():
+        found = ray.cluster_resources().get(name, 0)
+        if count * each > found:
+            raise ConfigError(
+                f"{count} {what} of {each:g} {name} need {count * each:g}, the Ray cluster has {found:g}: lower {key}, "
+                f"or add nodes{' or compute on the CPU' if name == 'GPU' else ''}"
+            )
 
 
 def _start_local(config: Config) -> None:
@@ -90,7 +114,7 @@ def _start_local(config: Config) -> None:
         )
     ray.init(
         address="local",  # never a cluster that happens to run on this machine: --address names that one
-        num_cpus=max(os.cpu_count() or 1, math.ceil(workers.size * workers.cpus)) + 2,
+        num_cpus=max(os.cpu_count() or 1, math.ceil(max(workers.size, workers.train_workers) * workers.cpus)) + 2,
         object_store_memory=RECEIPT_STORE_BYTES,
         include_dashboard=False,
         logging_level=logging.ERROR,

@@ -10,8 +10,8 @@ from collections.abc import Generator, Sequence
 
 import ray
 
-from pipeline.config import WorkersConfig
 from pipeline.receipts import Receipt
+from pipeline.sections import WorkersConfig
 from pipeline.shards import ShardActor, StageJob
 
 MAX_BLOCKS = 20_000  # one block a shard up to here: a receipt arrives as soon as its shard is done

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cluster import require_room
+
 if TYPE_CHECKING:
     import torch
 
@@ -31,13 +33,13 @@ def train_with_ray(
     again, up to `max_failures` times: the loop must go on from its own checkpoint. Ray's records, but no weights, go
     to `storage_path`. `loop` is picklable.
 
-    RuntimeError: Ray is not initialised or smaller than the workers, or the loop failed too often; its message is that
-    of the loop.
+    ConfigError: Ray is smaller than the workers. RuntimeError: Ray is not initialised, or the loop failed too often,
+    with the message of the loop.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    check_cluster(num_workers, cpus, gpus)
+    require_room("workers of a training", "workers.train_workers", num_workers, cpus, gpus)
     trainer = TorchTrainer(
         _run,
         train_loop_config={"loop": loop, "threads": max(1, int(cpus))},
@@ -82,21 +84,6 @@ def fit(trainer: Any) -> Any:
     if "error" in outcome:
         raise outcome["error"]
     return outcome["result"]
-
-
-def check_cluster(num_workers: int, cpus: float, gpus: float) -> None:
-    """RuntimeError, with the numbers, unless Ray is there and has room for so many workers at once."""
-    import ray
-
-    if not ray.is_initialized():
-        raise RuntimeError("Ray is not initialised: call ray.init first, or train in this process (train_workers 0)")
-    for name, each in {"CPU": cpus, "GPU": gpus}.items():
-        found = ray.cluster_resources().get(name, 0)
-        if num_workers * each > found:  # Ray would wait for ever
-            raise RuntimeError(
-                f"{num_workers} workers of {each:g} {name} need {num_workers * each:g}, the Ray cluster has {found:g}: "
-                "lower workers.train_workers, or add nodes"
-            )
 
 
 def _run(config: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ def run(
         for folder in (config.run.uri, storage.join(config.run.uri, "receipts"), index_folder(config)):
             _remove_litter(folder)
         index = _index(config, reindex)
-        table = resolve_stages(config, index)
+        table = _resolve(config, index)
         summary = RunSummary(table, index)
         for name in names:
             if stages is not None and name not in stages:
@@ -81,6 +81,13 @@ def run(
             summary.computed[name] = len(pending)
         _write_latest(config, table)
     return summary
+
+
+def _resolve(config: Config, index: Index) -> dict[str, Stage]:
+    try:
+        return resolve_stages(config, index)
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def _index(config: Config, reindex: bool) -> Index:
@@ -151,7 +158,7 @@ def _run_shard_stage(
     from pipeline.engine import run_shards
     from pipeline.shards import StageJob
 
-    job = StageJob(stage, _pinned(config), index_folder(config), table, _metadata(stage, config))
+    job = StageJob(stage, _pinned(config), index_folder(config), table, _metadata(stage, config, table))
     log = ReceiptLog(config.run.uri, stage.name, stage.fingerprint)
     failures: list[Receipt] = []
     try:
@@ -224,7 +231,7 @@ def _pinned(config: Config) -> Config:
     return config.model_copy(update={"backbone": pin})
 
 
-def _metadata(stage: Stage, config: Config) -> dict[str, str]:
+def _metadata(stage: Stage, config: Config, table: dict[str, Stage]) -> dict[str, str]:
     """Key-value metadata of every part: enough to know what made it."""
     entries: dict[str, Any] = {
         "stage": stage.name,
@@ -234,8 +241,18 @@ def _metadata(stage: Stage, config: Config) -> dict[str, str]:
         "config": config.model_dump_json(exclude={"workers"}),
     }
     if base_name(stage.name) in LABELS:
-        entries["categories"] = json.dumps(categories(config))
+        entries["categories"] = json.dumps(_categories(stage, config, table))
     return entries
+
+
+def _categories(stage: Stage, config: Config, table: dict[str, Stage]) -> list[dict[str, Any]]:
+    """Those of the run's labels; of a model's predictions, those that it was trained on, which may be human ones."""
+    if base_name(stage.name) != "predictions":
+        return categories(config)
+    from pipeline.predict.weights import read_categories
+
+    (trained,) = stage.inputs
+    return read_categories(table[trained].folder)
 
 
 def _write_latest(config: Config, table: dict[str, Stage]) -> None:

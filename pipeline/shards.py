@@ -168,7 +168,13 @@ class PhotoShards(ShardActor):
 
 def read_part(stage: Stage, shard: int, columns: list[str] | None = None) -> pa.Table:
     """One part of a shard stage, whole or some columns of it."""
-    return pq.read_table(pa.BufferReader(storage.read_bytes(stage.part(shard))), columns=columns)
+    return read_columns(stage.part(shard), columns)
+
+
+def read_columns(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """A part, whole or some columns of it; of a remote one only their bytes come."""
+    with storage.open_input(uri, block_size=0) as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
+        return file.read(columns=columns, use_threads=False)
 
 
 def ahead(function: Callable[[T], U], items: Iterable[T], *, depth: int) -> Iterator[U]:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.errors import ConfigError
 from pipeline.semantics.stego_sample import sample_size
 from pipeline.sources import Index
 from workers.records import SCHEMA_VERSION
@@ -165,7 +166,7 @@ def _content(name: str, config: Config, index: Index, source: dict[str, Any]) ->
             refine = {key: getattr(semantics, key) for key in REFINE_KEYS}
             return ("semantics_draft",), {
                 "seed": config.seed,
-                "backbone": _checksum(semantics.refine_backbone),
+                "backbone": _checksum("semantics.refine_backbone", semantics.refine_backbone),
                 **refine,
             }
         case "semantics":
@@ -184,12 +185,16 @@ def _model_content(name: str, config: Config, source: dict[str, Any]) -> tuple[t
     number, train = round_of(name), config.train
     match base_name(name):
         case "train" if number:
-            fit = _sections(config, "self_training") | {"seed": config.seed, "train": _train_content(config)}
+            again = config.self_training.model_dump(include={"steps", "rate"})
+            fit = {"self_training": again, "seed": config.seed, "train": _train_content(config)}
             return (f"labels_{number}", stage_of_round("train", number - 1)), fit
         case "train":
-            human = {"labels": _checksum(train.labels)} if train.labels is not None else {}
+            human = {} if train.labels is None else {"labels": _checksum("train.labels", train.labels)}
             inputs = () if human else ("panoptic", "instances") if train.whole_masks else ("panoptic",)
-            weights = {"init": _model_checksum(train.init), "backbone": _checksum(train.backbone)}
+            weights = {
+                "init": _checksum("train.init", train.init and _identifying_file(train.init)),
+                "backbone": _checksum("train.backbone", train.backbone),
+            }
             return inputs, {"seed": config.seed, "train": _train_content(config), **human, **weights}
         case "predictions":
             test = config.predictions.model_dump(exclude={"enabled"})
@@ -223,12 +228,6 @@ def _train_content(config: Config) -> dict[str, Any]:
     """What of `train` decides the weights, but for the files it names."""
     how = {"threads", "checkpoint_every", "picture_every", "labels", "label_pngs", "label_images", "init", "backbone"}
     return config.train.model_dump(exclude=how)
-
-
-def _model_checksum(uri: str | None) -> str | None:
-    from pipeline.train.job import file_identity
-
-    return None if uri is None else file_identity(uri)
 
 
 def _sample(config: Config, index: Index) -> dict[str, int] | None:
@@ -275,12 +274,21 @@ def _source(config: Config, index: Index, download: bool) -> dict[str, Any]:
     }
 
 
-def _checksum(path: str | None) -> str | None:
-    from pathlib import Path
+def _identifying_file(uri: str) -> str:
+    from pipeline.predict.weights import identifying_file  # loads torch, which a look at a run can do without
 
-    from model.backbone import file_sha256
+    return identifying_file(uri)
 
-    return None if path is None else file_sha256(Path(path))
+
+def _checksum(key: str, uri: str | None) -> str | None:
+    """SHA-256 of a file that the config names under `key`. ConfigError when it cannot be read."""
+    if uri is None:
+        return None
+    errors: tuple[type[Exception], ...] = (*storage.store_errors(uri), ValueError)  # ValueError: unknown scheme
+    try:
+        return storage.sha256(uri)
+    except errors as error:
+        raise ConfigError(f"{key}: cannot read {storage.redact(uri)!r}: {storage.redact(str(error))}") from error
 
 
 def _whole(uri: str, size: int) -> bool:

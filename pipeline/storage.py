@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import re
 import stat
@@ -116,6 +117,24 @@ def open_input(uri: str, *, block_size: int) -> IO[bytes]:
         return Path(path).open("rb")
     stream: IO[bytes] = fs.open(path, "rb", block_size=block_size, cache_type="readahead")
     return stream
+
+
+def sha256(uri: str) -> str:
+    """The checksum of a file, in hexadecimal."""
+    with open_input(uri, block_size=1 << 24) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # fsspec's files do too
+
+
+@contextlib.contextmanager
+def local_copy(uri: str) -> Iterator[Path]:
+    """The file itself where it is local, else a copy that is removed after the block."""
+    if not is_remote(uri):
+        yield Path(filesystem(uri)[1])
+        return
+    with tempfile.NamedTemporaryFile(suffix=Path(uri).suffix) as copy:
+        copy.write(read_bytes(uri))
+        copy.flush()
+        yield Path(copy.name)
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -24,6 +24,18 @@ KEYWORDS: dict[str, Any] = {
     "detections_per_image": 20,
     "combine_stuff_area": 16,
 }
+# For the trainings: keywords that a config's `train.network` knows too.
+NETWORK: dict[str, Any] = {
+    "depths": [1, 1, 1, 1],
+    "width": 8,
+    "channels": 16,
+    "box_dim": 32,
+    "mask_channels": 16,
+    "semantic_channels": 32,
+    "rpn_pre_nms": [200, 100],
+    "rpn_post_nms": [100, 50],
+    "roi_sampled": 64,
+}
 # Of classes, so that some instances are sure; of boxes, so that they stay near their anchors.
 GAINS = {"cls_score": 0.6, "bbox_pred": 0.3, "anchor_deltas": 0.3}
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -121,7 +122,7 @@ class PanopticTrainer:
         terms = self.ranks.sum(torch.stack([*losses.values(), total]).detach().double()) / self.ranks.size
         values = dict(zip([*losses, "total"], terms.tolist(), strict=True))
         if not math.isfinite(values["total"]):
-            raise LossNotFinite(self._what_is_wrong(values, batch))
+            raise LossNotFinite(self._what_is_wrong(values, batch, own=float(total.detach())))
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
         clip_each(self.model.parameters(), self.settings.clip)
@@ -167,18 +168,17 @@ class PanopticTrainer:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def _what_is_wrong(self, values: Mapping[str, float], batch: Batch) -> str:
+    def _what_is_wrong(self, values: Mapping[str, float], batch: Batch, *, own: float) -> str:
         wrong = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value) and name != "total"]
+        images = "of another process" if math.isfinite(own) else ", ".join(batch.image_ids)
         return (
             f"step {self.step + 1}: the loss is not finite ({', '.join(wrong) or 'total'}) on a batch with the images "
-            f"{', '.join(batch.image_ids)}; lower train.rate or raise train.warmup_steps, and look at these images"
+            f"{images}; lower train.rate or raise train.warmup_steps, and look at these images"
         )
 
 
 def generator_of(seed: int, step: int, place: int) -> torch.Generator:
     """The source of chance for one image of one step."""
-    import numpy as np
-
     state = np.random.SeedSequence([seed, step, place]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 

@@ -25,6 +25,7 @@ import numpy as np
 import ray
 
 from pipeline import storage
+from pipeline.cluster import require_room
 from pipeline.clusters.shards import FarRow, ShardPool
 from workers import kmeans as kernel
 
@@ -113,7 +114,7 @@ def fit_kmeans(
     if device not in ("cpu", "cuda"):
         raise ValueError(f"workers.device for k-means is 'cpu' or 'cuda', got {device!r}")
     gpus = gpus_per_actor if device == "cuda" else 0
-    _check_cluster(min(num_actors, len(parts)), cpus_per_actor, gpus)
+    require_room("k-means actors", "workers.size", min(num_actors, len(parts)), cpus_per_actor, gpus)
     pool = ShardPool(parts, num_actors, spherical=settings.spherical, device=device, cpus=cpus_per_actor, gpus=gpus)
     try:
         rows = _survey(pool, parts, settings)
@@ -137,18 +138,6 @@ def load_kmeans(out: str) -> KMeansResult:
         tuple(record["repaired"]),
         np.array(record["seed_rows"], np.int64),
     )
-
-
-def _check_cluster(actors: int, cpus: float, gpus: float) -> None:
-    if not ray.is_initialized():
-        raise RuntimeError("Ray is not initialised: call ray.init before fit_kmeans")
-    for name, each in {"CPU": cpus, "GPU": gpus}.items():
-        found = ray.cluster_resources().get(name, 0)
-        if actors * each > found:  # Ray would wait for ever
-            raise RuntimeError(
-                f"{actors} k-means actors of {each:g} {name} need {actors * each:g}, the Ray cluster has {found:g}: "
-                f"lower workers.size, or add nodes{' or set workers.device to cpu' if name == 'GPU' else ''}"
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.coco.reader import Categories, PanopticImage, PanopticSegment, check_image, decode_ids, read_categories
 from pipeline.errors import ConfigError
-from pipeline.report.rows import read_columns
+from pipeline.shards import read_columns
 from pipeline.stages import PART
 from workers.records import READABLE
 

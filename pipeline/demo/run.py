@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import storage
+from pipeline.coco.parts import PanopticParts
+from pipeline.coco.reader import CocoPanoptic
 from pipeline.config import Config, load_config
 from pipeline.demo.scenes import write_scenes
-from pipeline.demo.scores import PanopticRow, score_labels
 from pipeline.errors import ConfigError
+from pipeline.evaluate.panoptic import ThingsAlone
+from pipeline.evaluate.score import score_labels
 from pipeline.report.write import write_report
 from pipeline.runner import run
-from pipeline.stages import Stage
-from workers.masks import decode_panoptic_png
 
 SCENES = 200
 SIZE = (320, 320)
@@ -34,12 +30,10 @@ def run_demo(output: Path, config_path: Path, photos: Path | None, *, scenes: in
     folder = output / "scenes"
     write_scenes(str(folder), scenes, seed=0, size=SIZE)
     config = _config(config_path, folder / "images", output / "run")
-    summary = run(config)
-    stage = summary.stages["panoptic"]
-    scores = score_labels(str(folder), panoptic_rows(stage))
-    things_alone = score_labels(str(folder), panoptic_rows(stage, stuff=False))
+    parts = run(config).stages["panoptic"].parts()
+    scores = score_scenes(str(folder), parts)
     report = write_report(config.run.uri, None)
-    _print_scores(scores, things_alone)
+    print_scores(scores)
     print(f"report of the scenes: {report}")
     if photos is not None:
         own = _config(config_path, photos, output / "photos", "source.format=auto", "maskcut.image_size=480")
@@ -48,23 +42,32 @@ def run_demo(output: Path, config_path: Path, photos: Path | None, *, scenes: in
     return scores
 
 
-def panoptic_rows(stage: Stage, *, stuff: bool = True) -> Iterator[PanopticRow]:
-    """(image_id, ids, segments, scores) of every labelled image of a panoptic stage, with or without its stuff."""
-    for part in stage.parts():
-        table: pa.Table = pq.read_table(io.BytesIO(storage.read_bytes(part)))
-        for row in table.to_pylist():
-            if row["panoptic"] is not None:
-                segments = [segment for segment in row["segments"] if stuff or segment["is_thing"]]
-                ids = decode_panoptic_png(row["panoptic"])
-                ids = np.where(np.isin(ids, [segment["id"] for segment in segments]), ids, 0)
-                yield row["image_id"], ids, segments, [segment["score"] for segment in segments]
+def score_scenes(folder: str, parts: Sequence[str]) -> dict[str, float]:
+    """Scores of panoptic parts against the truth that `write_scenes` wrote below `folder`.
+
+    Returns:
+        `AP50`, `AP`, `AR100` of the visible masks of things, classes ignored; `PQ_things`, `SQ_things`, `RQ_things`,
+        `PQ_stuff`, `PQ`, segment by segment, and `PQ_without_stuff`, that of the same labels with void in place of
+        stuff, all in [0, 1], `images`, `segments`, and `unmapped_segments`, those of classes
+        that have no partner among the true ones.
+    """
+    truth, labels = CocoPanoptic(f"{folder}/truth.json"), PanopticParts(parts)
+    found = score_labels(labels, truth)
+    things_alone = score_labels(ThingsAlone(labels), truth)
+    scores = {key: found["class_agnostic"][f"mask_{key}"] for key in ("AP50", "AP", "AR100")}
+    quality = ("PQ_things", "SQ_things", "RQ_things", "PQ_stuff", "PQ")
+    scores |= {key: found["all_images"][f"{key}_unmerged"] for key in quality}
+    scores["PQ_without_stuff"] = things_alone["all_images"]["PQ_unmerged"]
+    scores |= {"images": found["images"], "segments": found["segments"]}
+    return scores | {"unmapped_segments": found["segments_without_class"]}
 
 
 def _config(path: Path, source: Path, run_folder: Path, *overrides: str) -> Config:
     return load_config(str(path), [f"source.uri={source.absolute()}", f"run.uri={run_folder.absolute()}", *overrides])
 
 
-def _print_scores(scores: dict[str, float], things_alone: dict[str, float]) -> None:
+def print_scores(scores: Mapping[str, float]) -> None:
+    """What `score_scenes` found, as a table."""
     table = Table("measure", "value", title=f"pseudo-labels of {scores['images']:.0f} scenes against their truth")
     for name, meaning in (
         ("AP50", "class-agnostic mask AP at IoU 0.5"),
@@ -77,7 +80,7 @@ def _print_scores(scores: dict[str, float], things_alone: dict[str, float]) -> N
         ("PQ", "panoptic quality of things and stuff"),
     ):
         table.add_row(f"{name}: {meaning}", f"{100 * scores[name]:.1f} %")
-    table.add_row("PQ of the same labels without their stuff", f"{100 * things_alone['PQ']:.1f} %")
+    table.add_row("PQ of the same labels without their stuff", f"{100 * scores['PQ_without_stuff']:.1f} %")
     console = Console(highlight=False)
     console.print(table)
     console.print(

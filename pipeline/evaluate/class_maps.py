@@ -17,11 +17,11 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.errors import ConfigError
-from pipeline.report.rows import read_columns
+from pipeline.shards import read_columns
 from workers.masks import decode_panoptic_png
 
 if TYPE_CHECKING:
-    from pipeline.report.page import Run
+    from pipeline.report.run import Run
     from pipeline.stages import Stage
 
 VOID = 255  # in a semantics part

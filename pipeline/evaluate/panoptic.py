@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from model.metrics import Overlaps, segment_overlaps
+from model.metrics import VOID_ID, Overlaps, segment_overlaps
 from pipeline.coco.names import ImageNames, image_stem
 from pipeline.coco.parts import Inputs, PanopticParts, find_parts
 from pipeline.coco.reader import Categories, Category, CocoPanoptic, PanopticImage, check_size
@@ -78,6 +78,25 @@ class StuffBySupercategory:
         image = self._source.read(name)
         segments = [s._replace(category=self._group.get(s.category, s.category)) for s in image.segments]
         return replace(image, segments=tuple(segments))
+
+
+class ThingsAlone:
+    """The labels of `source` without their stuff, whose pixels become void."""
+
+    def __init__(self, source: LabelSource) -> None:
+        self._source = source
+        self.shown = source.shown
+        self.categories = {i: category for i, category in source.categories.items() if category.is_thing}
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self._source.names
+
+    def read(self, name: str) -> PanopticImage:
+        image = self._source.read(name)
+        things = tuple(segment for segment in image.segments if segment.category in self.categories)
+        ids = np.where(np.isin(image.ids, [thing.id for thing in things]), image.ids, np.int32(VOID_ID))
+        return replace(image, ids=ids, segments=things)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,11 +8,9 @@ ids, segments = prediction.panoptic()
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,6 +143,19 @@ def read_weights(uri: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     return _read_detectron2(uri) if uri.lower().endswith(DETECTRON2) else _read_checkpoint(uri)
 
 
+def identifying_file(uri: str) -> str:
+    """The file whose checksum tells these weights from others: a detectron2 file itself, or the manifest of a
+    checkpoint folder, which holds the checksum of its weights."""
+    return uri if uri.lower().endswith(DETECTRON2) else storage.join(uri, MANIFEST)
+
+
+def read_categories(uri: str) -> list[dict[str, Any]]:
+    """The categories that the checkpoint in a folder was trained on, as COCO lists them; weights are not read."""
+    manifest = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
+    categories: list[dict[str, Any]] = manifest["config"]["categories"]
+    return categories
+
+
 def check_device(device: str) -> None:
     """ConfigError unless torch knows the device and it is there."""
     try:
@@ -163,18 +174,5 @@ def _read_checkpoint(uri: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
 
 
 def _read_detectron2(uri: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    with _local_copy(uri) as path:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return read_detectron2(path), {}, digest
-
-
-@contextmanager
-def _local_copy(uri: str) -> Iterator[Path]:
-    if not storage.is_remote(uri):
-        yield Path(storage.filesystem(uri)[1])
-        return
-    with tempfile.NamedTemporaryFile(suffix=Path(uri).suffix) as copy:
-        copy.write(storage.read_bytes(uri))
-        copy.flush()
-        yield Path(copy.name)
+    with storage.local_copy(uri) as path:
+        return read_detectron2(path), {}, storage.sha256(str(path))

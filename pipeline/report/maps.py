@@ -20,7 +20,7 @@ from pipeline.fetch import Fetcher
 from pipeline.report import overlay, rows
 from pipeline.report.pictures import DRAWERS, PHOTO_HEIGHT, PHOTO_WIDTH, read_labels
 from pipeline.report.run import Run
-from pipeline.shards import ahead
+from pipeline.shards import ahead, read_columns
 from pipeline.sources import Index
 from pipeline.stages import Stage
 from workers.decode import decode_image
@@ -128,7 +128,7 @@ def _jobs(run: Run, places: Sequence[Place]) -> Iterator[_Job]:
     semantics, panoptic = run.stages["semantics"], run.stages["panoptic"]
     for shard, chosen in _by_shard(places).items():
         records = run.index.records(shard)
-        maps = rows.read_columns(semantics.part(shard), rows.PHOTO_COLUMNS["semantics"]).take(chosen).to_pylist()
+        maps = read_columns(semantics.part(shard), rows.PHOTO_COLUMNS["semantics"]).take(chosen).to_pylist()
         merged: Sequence[dict[str, Any] | None] = [None] * len(chosen)
         if shard in run.done["panoptic"]:
             merged = rows.read_images(panoptic, shard, chosen)
@@ -177,7 +177,7 @@ def _by_shard(places: Sequence[Place]) -> dict[int, list[int]]:
 
 
 def _column(stage: Stage, shard: int, name: str, chosen: list[int]) -> list[bytes | None]:
-    values: list[bytes | None] = rows.read_columns(stage.part(shard), [name])[name].take(chosen).to_pylist()
+    values: list[bytes | None] = read_columns(stage.part(shard), [name])[name].take(chosen).to_pylist()
     return values
 
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.shards import ahead
+from pipeline.shards import ahead, read_columns
 from pipeline.sources import Index
 from pipeline.stages import Stage
 from pipeline.status import StageStatus
@@ -99,12 +99,6 @@ def spread(count: int, wanted: int) -> list[int]:
     """At most `wanted` different positions in 0..count - 1, evenly spaced: the middles of equal stretches."""
     wanted = min(count, wanted)
     return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
-
-
-def read_columns(uri: str, columns: list[str]) -> pa.Table:
-    """Some columns of a part; of a remote one only their bytes come."""
-    with storage.open_input(uri, block_size=0) as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
-        return file.read(columns=columns, use_threads=False)
 
 
 def category_names(panoptic: Stage, shard: int) -> dict[int, str]:

@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline import storage
 from pipeline.fetch import Fetcher
+from pipeline.shards import read_columns
 from pipeline.sources import Index
 from workers.decode import DecodeLimits, decode_image
 from workers.records import Status
@@ -74,5 +73,5 @@ def _readable_rows(part: str) -> np.ndarray:
 
 
 def _column(part: str, name: str) -> list[Any]:
-    values: list[Any] = pq.read_table(io.BytesIO(storage.read_bytes(part)), columns=[name])[name].to_pylist()
+    values: list[Any] = read_columns(part, [name])[name].to_pylist()
     return values

@@ -24,6 +24,7 @@ import torch
 from model.ranks import Ranks
 from model.stego import ClusterProbe, StegoHead
 from pipeline import ray_train, storage
+from pipeline.cluster import require_room
 from pipeline.fit_progress import PROGRESS, Entry, watching
 from pipeline.semantics.stego_features import (
     FeatureSet,
@@ -151,7 +152,8 @@ def _check_resources(resources: FitResources, settings: StegoSettings) -> None:
     if settings.batch_size % max(1, workers):
         raise ValueError(f"semantics.batch_size {settings.batch_size} cannot be shared equally by {workers} workers")
     if workers:
-        ray_train.check_cluster(workers, resources.cpus, resources.gpus if resources.device != "cpu" else 0)
+        gpus = resources.gpus if resources.device != "cpu" else 0
+        require_room("workers of a training", "workers.train_workers", workers, resources.cpus, gpus)
 
 
 def _check_size(features: FeatureSet, settings: StegoSettings) -> None:

@@ -53,8 +53,10 @@ class Batches:
         params = self._job.settings.copy_paste
         if params is None:
             return samples
-        bank = self._bank(step, pool) if params.semantic_aware > 0 else None
-        self._recent[step] = samples
+        bank = None
+        if params.semantic_aware > 0:
+            bank = self._bank(step, pool)
+            self._recent[step] = samples
         rng = np.random.default_rng([self._job.settings.optimisation.seed, 2, step, self._places.start])
         return copy_paste(samples, rng, params, bank)
 

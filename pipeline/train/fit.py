@@ -21,14 +21,14 @@ import torch
 from model.checkpoint import Checkpoint, to_files
 from model.ranks import Ranks
 from pipeline import ray_train, storage
-from pipeline.fit_progress import PROGRESS, Entry, watching, write_progress
+from pipeline.fit_progress import PROGRESS, Entry, watching
+from pipeline.predict.weights import identifying_file
 from pipeline.train.job import (
     ARTIFACT,
     CHECKPOINT,
     TrainJob,
     TrainSettings,
     build_model,
-    file_identity,
     read_progress_of,
 )
 from pipeline.train.loop import train
@@ -105,11 +105,7 @@ def fit_panoptic(
 
 def _worker(job: TrainJob, config: dict[str, Any], ranks: Ranks, device: torch.device) -> None:
     """What each worker of Ray Train runs."""
-
-    def on_log(entry: Entry) -> None:
-        write_progress(job.out, job.settings.optimisation.steps, entry)
-
-    _train_and_write(job, ranks, device, config, on_log)
+    _train_and_write(job, ranks, device, config, None)
 
 
 def _train_and_write(
@@ -155,8 +151,9 @@ def _write_artifact(
 def _identity(photos: TrainingPhotos, settings: TrainSettings) -> str:
     """What a checkpoint must be of to go on from it."""
     content = {
-        "settings": dataclasses.asdict(settings),
-        "weights": [file_identity(uri) for uri in (settings.init, settings.backbone)],
+        "settings": dataclasses.asdict(dataclasses.replace(settings, init=None, backbone=None)),
+        "init": settings.init and storage.sha256(identifying_file(settings.init)),
+        "backbone": settings.backbone and storage.sha256(settings.backbone),
         "classes": [photos.num_things, photos.num_stuff],
         "photos": photos.identity,
     }

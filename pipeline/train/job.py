@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import MANIFEST, load_backbone_detectron2, load_state
+from model.checkpoint import load_backbone_detectron2, load_state
 from model.panoptic import PanopticCascadeRCNN
 from pipeline import storage
 from pipeline.predict.weights import read_weights
@@ -31,7 +30,7 @@ class TrainSettings:
 
     `precise_statistics` counts the batches after the last step whose statistics the batch norms are given. `init` is
     the URI of a checkpoint to start from (`init_classes` "new": but for the layers that know its classes), and
-    `backbone` the local path of a ResNet-50 for the backbone alone.
+    `backbone` the URI of a ResNet-50 for the backbone alone.
     """
 
     optimisation: Optimisation
@@ -70,7 +69,8 @@ def build_model(job: TrainJob) -> PanopticCascadeRCNN:
         torch.manual_seed(settings.optimisation.seed)
         model = PanopticCascadeRCNN(photos.num_things, photos.num_stuff, **settings.model)
     if settings.backbone is not None:
-        load_backbone_detectron2(model, settings.backbone)
+        with storage.local_copy(settings.backbone) as path:
+            load_backbone_detectron2(model, path)
     if settings.init is not None:
         state, *_ = read_weights(settings.init)
         if settings.init_classes == "new":
@@ -80,16 +80,6 @@ def build_model(job: TrainJob) -> PanopticCascadeRCNN:
             model, state, num_things=photos.num_things, num_stuff=photos.num_stuff, origin=storage.redact(settings.init)
         )
     return model
-
-
-def file_identity(uri: str | None) -> str | None:
-    """SHA-256 of weights, and None for none."""
-    if uri is None:
-        return None
-    data = (
-        uri if uri.endswith((".pth", ".pkl")) else storage.join(uri, MANIFEST)
-    )  # the manifest holds that of the weights
-    return hashlib.sha256(storage.read_bytes(data)).hexdigest()
 
 
 def _knows_classes(name: str) -> bool:

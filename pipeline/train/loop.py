@@ -17,7 +17,7 @@ import torch
 from model.ranks import Ranks
 from pipeline import storage
 from pipeline.board import Board
-from pipeline.fit_progress import Entry
+from pipeline.fit_progress import Entry, write_progress
 from pipeline.train.batches import Batches
 from pipeline.train.job import PREDICTIONS, TrainJob, build_model, read_progress_of, write_checkpoint
 from pipeline.train.pictures import draw_predictions
@@ -61,7 +61,7 @@ def train(
 def _resume(job: TrainJob, trainer: PanopticTrainer) -> dict[str, Any]:
     found = read_progress_of(job)
     if found is None:
-        return {"history": [], "finished": False}
+        return {"history": [], "window": [], "finished": False}
     state, record = found
     trainer.load_state(state)
     log.info("the training goes on after step %d", trainer.step)
@@ -74,23 +74,27 @@ class _Log:
     def __init__(self, job: TrainJob, record: dict[str, Any], on_log: Callable[[Entry], None] | None) -> None:
         self._job, self._record, self._on_log = job, record, on_log
         self._board = Board(job.out, record)
-        self._window: list[dict[str, float]] = []
+        self._steps_here = 0  # of the window, since this process began
         self._since = time.perf_counter()
 
     def add(self, trainer: PanopticTrainer, losses: dict[str, float]) -> None:
-        self._window.append(losses)
+        window = self._record["window"]  # kept in checkpoints, so that the curve goes on as if it had not stopped
+        window.append(losses)
+        self._steps_here += 1
         settings = self._job.settings.optimisation
         step, last = trainer.step, trainer.step == settings.steps
         if step == 1 or step % LOG_EVERY == 0 or last:
             seconds = time.perf_counter() - self._since
-            means = {name: float(np.mean([entry[name] for entry in self._window])) for name in losses}
-            rate = len(self._window) * settings.batch_size / max(seconds, 1e-9)
+            means = {name: float(np.mean([entry[name] for entry in window])) for name in losses}
+            rate = self._steps_here * settings.batch_size / max(seconds, 1e-9)
             entry = {"step": step, **means, "rate": settings.rate_at(step - 1), "images_per_s": rate}
             self._record["history"].append(entry)
             self._board.add_losses(entry)
+            write_progress(self._job.out, settings.steps, entry)
             if self._on_log is not None:
                 self._on_log(entry)
-            self._window, self._since = [], time.perf_counter()
+            window.clear()
+            self._steps_here, self._since = 0, time.perf_counter()
         if step % self._job.picture_every == 0 and not last:
             self.draw(trainer)
         if step % self._job.checkpoint_every == 0:

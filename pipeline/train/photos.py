@@ -6,7 +6,6 @@ labels a process keeps the parts it looked at last.
 
 from __future__ import annotations
 
-import io
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.fetch import Fetcher
+from pipeline.shards import read_columns
 from pipeline.sources import Index
 from pipeline.train.order import MIXED_PARTS
 from workers.decode import DecodeError, DecodeLimits, decode_image
@@ -135,8 +134,8 @@ class _Reader:
     def row(self, part: int, row: int) -> tuple[Any, dict[str, Any], dict[str, Any] | None]:
         """Index record, panoptic row and instances row of an image."""
         if part not in self._held:
-            instances = _table(self._labels.instances[part], INSTANCE_COLUMNS) if self._labels.instances else None
-            panoptic = _table(self._labels.panoptic[part], PANOPTIC_COLUMNS)
+            instances = read_columns(self._labels.instances[part], INSTANCE_COLUMNS) if self._labels.instances else None
+            panoptic = read_columns(self._labels.panoptic[part], PANOPTIC_COLUMNS)
             self._held[part] = (self._index.records(part), panoptic, instances)
             if len(self._held) > PARTS_HELD:
                 self._held.popitem(last=False)
@@ -146,14 +145,10 @@ class _Reader:
 
 
 def _readable_rows(part: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    table = _table(part, ["status", "height", "width"])
+    table = read_columns(part, ["status", "height", "width"])
     rows = np.flatnonzero([status in READABLE for status in table["status"].to_pylist()])
     wide = table["width"].to_numpy()[rows] > table["height"].to_numpy()[rows]
     return rows, wide
-
-
-def _table(part: str, columns: list[str]) -> Any:
-    return pq.read_table(io.BytesIO(storage.read_bytes(part)), columns=columns)
 
 
 def _row(table: Any, row: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from tests.pipeline.coco.label_files import random_run
 
 RUNNER = CliRunner()
 
@@ -96,3 +97,15 @@ def test_a_folder_as_config_is_refused(tmp_path: Path) -> None:
     result = RUNNER.invoke(app, ["status", str(tmp_path)])
     assert result.exit_code == 2
     assert "cannot read the config file" in result.output
+
+
+def test_parts_outside_a_run_are_scored_into_a_folder_that_is_named(tmp_path: Path) -> None:
+    parts, _ = random_run(tmp_path, 4)
+    command = ["evaluate", "panoptic", parts, parts, "--mode", "identity"]
+    refused = RUNNER.invoke(app, command)
+    assert refused.exit_code == 2
+    assert "--output: name a folder" in refused.output
+    scored = RUNNER.invoke(app, [*command, "--output", str(tmp_path / "out"), "--json"])
+    assert scored.exit_code == 0
+    assert json.loads(scored.output)["all_images"]["PQ"] == 1.0
+    assert (tmp_path / "out" / "panoptic.json").exists()

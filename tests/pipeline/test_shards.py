@@ -29,7 +29,7 @@ def instance_shards(source: Path, run: Path, **sections: dict[str, object]) -> I
     index = build_index(index_folder(config), config.source.uri, shard_size=config.source.shard_size)
     table = resolve_stages(config, index)
     stage = table["instances"]
-    return InstanceShards(StageJob(stage, config, index_folder(config), table, _metadata(stage, config)))
+    return InstanceShards(StageJob(stage, config, index_folder(config), table, _metadata(stage, config, table)))
 
 
 def test_a_shard_becomes_a_part_and_a_receipt(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from model.panoptic import PanopticCascadeRCNN
 from model.ranks import Ranks
 from model.targets import Target
+from tests.tiny_panoptic import NETWORK
 from workers.training import (
     Batch,
     LossNotFinite,
@@ -26,23 +27,12 @@ from workers.training import (
     precise_statistics,
 )
 
-TINY = {
-    "depths": (1, 1, 1, 1),
-    "width": 8,
-    "channels": 16,
-    "box_dim": 32,
-    "mask_channels": 16,
-    "semantic_channels": 32,
-    "rpn_pre_nms": (200, 100),
-    "rpn_post_nms": (100, 50),
-    "roi_sampled": 64,
-}
 SETTINGS = Optimisation(steps=20, batch_size=4)
 
 
 def tiny_model() -> PanopticCascadeRCNN:
     torch.manual_seed(0)
-    return PanopticCascadeRCNN(3, 2, **TINY)  # type: ignore[arg-type]
+    return PanopticCascadeRCNN(3, 2, **NETWORK)
 
 
 def item(number: int) -> tuple[torch.Tensor, Target]:

@@ -18,6 +18,7 @@ import pytest
 from pipeline.clusters import shards as kmeans_shards
 from pipeline.clusters.kmeans import IterationReport, KMeansResult, KMeansSettings, fit_kmeans, load_kmeans
 from pipeline.clusters.shards import KMeansShard, read_embeddings
+from pipeline.errors import ConfigError
 from workers.kmeans import assign
 from workers.records import instances_schema
 
@@ -298,9 +299,9 @@ def test_what_the_cluster_cannot_do_is_refused_with_the_numbers(
     ray_session: None, parts: list[str], tmp_path: Path
 ) -> None:
     options = {"num_actors": 2, "cpus_per_actor": 1}
-    with pytest.raises(RuntimeError, match=r"2 k-means actors of 1 GPU need 2, the Ray cluster has 0"):
+    with pytest.raises(ConfigError, match=r"2 k-means actors of 1 GPU need 2, the Ray cluster has 0"):
         fit_kmeans(parts, str(tmp_path), SETTINGS, device="cuda", **options)
-    with pytest.raises(RuntimeError, match=r"2 k-means actors of 3 CPU need 6, the Ray cluster has 4"):
+    with pytest.raises(ConfigError, match=r"2 k-means actors of 3 CPU need 6, the Ray cluster has 4"):
         fit_kmeans(parts, str(tmp_path), SETTINGS, device="cpu", num_actors=2, cpus_per_actor=3)
     with pytest.raises(ValueError, match="'mps'"):
         fit_kmeans(parts, str(tmp_path), SETTINGS, device="mps", **options)

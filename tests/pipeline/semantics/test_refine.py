@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from model.deeplab import build_deeplab
 from pipeline import storage
+from pipeline.errors import ConfigError
 from pipeline.semantics import refine
 from pipeline.semantics.datus import fit_datus
 from pipeline.semantics.refine import fit_deeplab, load_deeplab
@@ -138,7 +139,7 @@ def test_two_workers_of_which_one_is_killed_give_the_weights_of_one_process(unbr
 def test_workers_that_cannot_start_are_refused_with_the_numbers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="3 workers cannot share 2 groups"):
         fit_deeplab(Halves(), str(tmp_path), SETTINGS, num_workers=3)
-    with pytest.raises(RuntimeError, match="2 workers of 60 CPU need 120, the Ray cluster has 4"):
+    with pytest.raises(ConfigError, match="2 workers of a training of 60 CPU need 120, the Ray cluster has 4"):
         fit_deeplab(Halves(), str(tmp_path), SETTINGS, num_workers=2, cpus_per_worker=60)
 
 

@@ -19,6 +19,7 @@ import torch
 from model.ranks import Ranks
 from model.stego import PRESETS, StegoHead
 from pipeline import storage
+from pipeline.errors import ConfigError
 from pipeline.fit_progress import read_progress, watching
 from pipeline.semantics import stego as fit_module
 from pipeline.semantics import stego_features
@@ -361,9 +362,9 @@ def test_what_the_workers_cannot_do_is_refused_with_the_numbers(
 ) -> None:
     with pytest.raises(ValueError, match="batch_size 8 cannot be shared equally by 3 workers"):
         fit(parts, tmp_path, num_workers=3)
-    with pytest.raises(RuntimeError, match=r"2 workers of 3 CPU need 6, the Ray cluster has 4"):
+    with pytest.raises(ConfigError, match="2 workers of a training of 3 CPU need 6, the Ray cluster has 4"):
         fit(parts, tmp_path, num_workers=2, cpus_per_worker=3)
-    with pytest.raises(RuntimeError, match=r"2 workers of 1 GPU need 2, the Ray cluster has 0"):
+    with pytest.raises(ConfigError, match="2 workers of a training of 1 GPU need 2, the Ray cluster has 0"):
         fit(parts, tmp_path, num_workers=2, device="cuda")
     with pytest.raises(ValueError, match=r"0 \(in this process\) or more, got -1"):
         fit(parts, tmp_path, num_workers=-1)

@@ -19,25 +19,15 @@ from pipeline.train import loop
 from pipeline.train.coco_photos import CocoPhotos
 from pipeline.train.fit import fit_panoptic
 from pipeline.train.job import TrainSettings
+from tests.tiny_panoptic import NETWORK
 from workers.copy_paste import CopyPaste
 from workers.decode import DecodeLimits
 from workers.training import Optimisation, PanopticTrainer
 from workers.training_samples import Sample
 
-MODEL = {
-    "depths": (1, 1, 1, 1),
-    "width": 8,
-    "channels": 16,
-    "box_dim": 32,
-    "mask_channels": 16,
-    "semantic_channels": 32,
-    "rpn_pre_nms": (200, 100),
-    "rpn_post_nms": (100, 50),
-    "roi_sampled": 64,
-}
 SETTINGS = TrainSettings(
     Optimisation(steps=4, batch_size=2, warmup_steps=0, rate=0.001),
-    MODEL,
+    NETWORK,
     short_sides=(64, 80),
     precise_statistics=1,
 )
@@ -121,6 +111,8 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_weights(
     fit_panoptic(photos_of(scenes), str(tmp_path), SETTINGS, checkpoint_every=2)
     assert done == [2, 3]
     assert_same_weights(unbroken, tmp_path, 0)
+    curves = [json.loads((folder / "artifact.json").read_text())["history"] for folder in (unbroken, tmp_path)]
+    assert [entry["total"] for entry in curves[0]] == [entry["total"] for entry in curves[1]]
 
 
 def test_a_finished_fit_is_read_and_not_done_again(
