@@ -12,6 +12,7 @@ from model.names import patch_size
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.retries import BRIEF
 from pipeline.sources import check_source
 
 
@@ -22,7 +23,7 @@ def check_all(config: Config) -> None:
     check_run_folder(config.run.uri)
     source = config.source
     try:
-        check_source(source.uri, source.format, image_column=source.image_column)
+        check_source(source.uri, source.format, image_column=source.image_column, anonymous=source.anonymous)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
 
@@ -53,7 +54,7 @@ def check_run_folder(run_uri: str) -> None:
     content = uuid.uuid4().bytes
     errors: tuple[type[Exception], ...] = (*storage.store_errors(run_uri), ValueError)  # ValueError: unknown scheme
     try:
-        storage.write_bytes(probe, content)
+        storage.write_bytes(probe, content, retry=BRIEF)  # a mistyped endpoint is not waited for
         read = storage.read_bytes(probe)
         storage.remove(probe)
     except errors as error:

@@ -63,7 +63,7 @@ def run(
     check_all(config)
     with run_lease(config.run.uri), ExitStack() as connection:
         for folder in (config.run.uri, storage.join(config.run.uri, "receipts"), index_folder(config)):
-            _remove_litter(folder)
+            storage.remove_litter(folder)  # the lease says that nobody is writing
         index = _index(config, reindex)
         table = _resolve(config, index)
         summary = RunSummary(table, index)
@@ -100,7 +100,12 @@ def _index(config: Config, reindex: bool) -> Index:
     source = config.source
     try:
         index = build_index(
-            folder, source.uri, source.format, shard_size=source.shard_size, image_column=source.image_column
+            folder,
+            source.uri,
+            source.format,
+            shard_size=source.shard_size,
+            image_column=source.image_column,
+            anonymous=source.anonymous,
         )
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
@@ -142,7 +147,7 @@ def _require_inputs(stage: Stage, table: dict[str, Stage]) -> None:
 def _run_stage(
     stage: Stage, pending: list[int], config: Config, table: dict[str, Stage], max_failed_fraction: float
 ) -> None:
-    _remove_litter(stage.folder)
+    storage.remove_litter(stage.folder)
     if stage.kind == "fit":
         _fit(stage, config, table)
     else:
@@ -210,13 +215,6 @@ def _log_fit(stage: Stage, config: Config, seconds: float, error: str | None) ->
     )
     log.append(receipt)
     log.flush()
-
-
-def _remove_litter(folder: str) -> None:
-    """Temporary files of a process that was killed while it wrote. The lease says nobody is writing now."""
-    for name in storage.list_folder(folder):
-        if name.startswith(storage.TEMPORARY):
-            storage.remove(storage.join(folder, name))
 
 
 def _pinned(config: Config) -> Config:

@@ -26,7 +26,6 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.fetch import Fetcher
 from pipeline.receipts import Receipt
 from pipeline.sources import open_index
 from pipeline.stages import Stage
@@ -124,7 +123,7 @@ class PhotoShards(ShardActor):
         from workers.decode import DecodeLimits
 
         decode = self.config.decode
-        self._fetcher = Fetcher(image_column=self.config.source.image_column)
+        self._fetcher = self.index.fetcher()
         self._limits = DecodeLimits(max_pixels=decode.max_pixels, min_side=decode.min_side)
         self.worker = self.make_worker()
 

@@ -238,7 +238,8 @@ def _sample(config: Config, index: Index) -> dict[str, int] | None:
 
 def index_folder(config: Config) -> str:
     """Where the index of the config's source lies, by the source section alone."""
-    return storage.join(config.run.uri, "index", _digest(config.source.model_dump()))
+    source = config.source.model_dump(exclude=None if config.source.anonymous else {"anonymous"})
+    return storage.join(config.run.uri, "index", _digest(source))
 
 
 def done_shards(stage: Stage) -> set[int]:

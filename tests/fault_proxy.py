@@ -16,6 +16,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import http.client
+import itertools
 import random
 import re
 import socket
@@ -99,8 +100,8 @@ class Request:
     query: str
     headers: Mapping[str, str]  # names in lower case
     received: int  # bytes of the request's body
-    sent: int = 0  # bytes of the answer's body that were sent
-    status: int | None = None  # None: there was no answer
+    sent: int = 0  # bytes of the answer's body, if the client took them all
+    status: int | None = None  # None: there was no answer, or not yet
     fault: Fault | None = None
     time: float = 0.0  # monotonic seconds at which it came
 
@@ -143,7 +144,8 @@ class FaultProxy:
 
     def __init__(self, upstream: str, rules: Iterable[Rule] = (), *, seed: int = 0) -> None:
         self._upstream = urllib.parse.urlsplit(upstream).netloc
-        self._requests: list[Request] = []
+        self._requests: dict[int, Request] = {}
+        self._numbers = itertools.count()
         self._open: set[socket.socket] = set()
         self._lock = threading.RLock()
         self._server: _Server | None = None
@@ -160,9 +162,9 @@ class FaultProxy:
 
     @property
     def requests(self) -> list[Request]:
-        """All requests so far, in the order they ended."""
+        """All requests so far, in the order they came. What a client has an answer to is there in full."""
         with self._lock:
-            return list(self._requests)
+            return list(self._requests.values())
 
     def plan(self, rules: Iterable[Rule] = (), *, seed: int = 0) -> None:
         """From now on these rules, counted afresh."""
@@ -247,9 +249,16 @@ class FaultProxy:
             server.socket.close()  # refused from here on, whatever the loop below still does
             server.shutdown()
 
-    def _ended(self, request: Request) -> None:
+    def _began(self, request: Request) -> int:
         with self._lock:
-            self._requests.append(request)
+            number = next(self._numbers)
+            self._requests[number] = request
+        return number
+
+    def _answers(self, number: int, status: int | None, sent: int) -> None:
+        with self._lock:
+            if number in self._requests:  # else forgotten
+                self._requests[number] = replace(self._requests[number], status=status, sent=sent)
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
@@ -307,51 +316,50 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         key = urllib.parse.unquote(path.lstrip("/"))
         request = Request(self.command, key, query, headers, len(body), time=time.monotonic())
-        proxy = self.server.proxy
-        fault = proxy._plan.fault(request)
-        status, sent = None, 0
+        fault = self.server.proxy._plan.fault(request)
+        self._number = self.server.proxy._began(replace(request, fault=fault))
         try:
-            status, sent = self._answer(body, fault)
+            self._answer(body, fault)
         except (OSError, http.client.HTTPException):  # the store is away, or the client has gone
             self._abandon()
-        finally:
-            proxy._ended(replace(request, fault=fault, status=status, sent=sent))
 
-    def _answer(self, body: bytes, fault: Fault | None) -> tuple[int | None, int]:
-        """The status and the bytes of the body that were sent."""
+    def _answers(self, status: int | None, sent: int) -> None:
+        """To be called before anything is sent, so that a client with an answer finds it noted."""
+        self.server.proxy._answers(self._number, status, sent)
+
+    def _answer(self, body: bytes, fault: Fault | None) -> None:
         match fault:
             case Answer(status, code):
                 error = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code} (injected)</Message></Error>"
                 content = b"" if self.command == "HEAD" else error.encode()
+                self._answers(status, len(content))
                 self.wfile.write(_head(status, code, {"Content-Type": "application/xml"}, len(content)) + content)
-                return status, len(content)
             case Reset(forwarded=False):
                 self._abandon()
-                return None, 0
             case Outage(seconds):
                 self.server.proxy.outage(seconds)
-                return None, 0
-        status, reason, headers, content = self._forward(body)
-        length = int(headers.get("Content-Length", 0)) if self.command == "HEAD" else len(content)
-        return self._send(status, _head(status, reason, headers, length), content, fault)
+            case _:
+                status, reason, headers, content = self._forward(body)
+                length = int(headers.get("Content-Length", 0)) if self.command == "HEAD" else len(content)
+                self._send(status, _head(status, reason, headers, length), content, fault)
 
-    def _send(self, status: int, head: bytes, content: bytes, fault: Fault | None) -> tuple[int | None, int]:
+    def _send(self, status: int, head: bytes, content: bytes, fault: Fault | None) -> None:
         half = len(content) // 2
         match fault:
             case Reset():
                 self._abandon()
-                return None, 0
             case Cut(reset):
+                self._answers(status if content else None, half)
                 self.wfile.write(head + content[:half] if content else head[:10])
                 self._abandon(gently=not reset)
-                return status if content else None, half
             case Slow(seconds):
+                self._answers(status, len(content))
                 self.wfile.write(head + content[:half] if content else b"")
                 time.sleep(seconds)
                 self.wfile.write(content[half:] or head)
             case _:
+                self._answers(status, len(content))
                 self.wfile.write(head + content)
-        return status, len(content)
 
     def _forward(self, body: bytes) -> tuple[int, str, dict[str, str], bytes]:
         connection = http.client.HTTPConnection(self.server.proxy._upstream, timeout=UPSTREAM_TIMEOUT_S)
