@@ -14,6 +14,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.retries import BRIEF
 from pipeline.sources import check_source
+from pipeline.weights import local_weights
 
 
 def check_all(config: Config) -> None:
@@ -43,7 +44,7 @@ def check_sizes(config: Config) -> None:
 def check_backbone(config: Config) -> None:
     backbone = config.backbone
     try:
-        check_weights(backbone.name, backbone.weights, sha256=backbone.sha256)
+        check_weights(backbone.name, local_weights(backbone.weights), sha256=backbone.sha256)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
 

@@ -33,6 +33,7 @@ from pipeline.stages import (
     resolve_stages,
     stage_names,
 )
+from pipeline.weights import local_weights
 from workers.records import SCHEMA_VERSION
 
 LATEST = "latest.json"  # the config and fingerprints of the last run, for `report` and people
@@ -222,7 +223,7 @@ def _pinned(config: Config) -> Config:
     from model.backbone import resolve_weights
 
     backbone = config.backbone
-    weights = resolve_weights(backbone.name, backbone.weights, sha256=backbone.sha256)
+    weights = resolve_weights(backbone.name, local_weights(backbone.weights), sha256=backbone.sha256)
     if weights.path is None:
         return config
     pin = backbone.model_copy(update={"sha256": weights.identity.removeprefix("sha256:")})

@@ -1,5 +1,5 @@
 """What `pipeline.storage` needs of S3 beyond fsspec: a client that tries once, listings page by page, whole uploads,
-fresh credentials. Nothing else imports this module.
+fresh credentials.
 """
 
 from __future__ import annotations
@@ -17,11 +17,8 @@ OPTIONS = {
     "use_listings_cache": False,
     "max_concurrency": 1,  # otherwise reading an object costs a HEAD beside the GET
     "skip_instance_cache": True,  # nobody else's filesystem gets our attempts
-    "config_kwargs": {
-        "max_pool_connections": 64,  # botocore's 10 would hold back a fetch pool
-        "retries": {"total_max_attempts": 1, "mode": "standard"},  # `pipeline.retries` decides, and says why
-    },
 }
+CLIENT = {"max_pool_connections": 64}  # botocore's 10 would hold back a fetch pool
 PART_BYTES = 64 << 20  # of a larger object; a smaller one is a single PUT
 # A HEAD has no body that could name the reason of its 400.
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "400"})
@@ -31,9 +28,13 @@ Ask = Callable[..., Any]  # ask(method, **parameters) -> botocore's answer, with
 _renewal = threading.Lock()
 
 
-def connect(*, anonymous: bool) -> Any:
-    """An s3fs filesystem. Endpoint, region and credentials come from the standard AWS variables and profiles."""
-    fs = fsspec.filesystem("s3", anon=anonymous, **OPTIONS)
+def connect(*, anonymous: bool = False, attempts: int = 1) -> Any:
+    """An s3fs filesystem. Endpoint, region and credentials come from the standard AWS variables and profiles.
+
+    One attempt, so that `pipeline.retries` alone decides, as it says; or so many, by botocore.
+    """
+    retries = {"retries": {"total_max_attempts": attempts, "mode": "standard"}}
+    fs = fsspec.filesystem("s3", anon=anonymous, **OPTIONS, config_kwargs=CLIENT | retries)
     fs.retries = 1
     return fs
 

@@ -69,7 +69,7 @@ class DecodeConfig(Section):
 
 class BackboneConfig(Section):
     name: BackboneName = "dino_vitb8"
-    weights: str = "official"  # official, random:<seed>, or a path
+    weights: str = "official"  # official, random:<seed>, or a path, local or s3://
     dtype: Literal["float32", "bfloat16"] = "float32"
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$")  # pin of the weights file
 

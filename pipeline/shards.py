@@ -29,6 +29,7 @@ from pipeline.config import Config
 from pipeline.receipts import Receipt
 from pipeline.sources import open_index
 from pipeline.stages import Stage
+from pipeline.weights import local_weights
 from workers.phases import Phases
 from workers.records import ImageRecord, with_metadata
 
@@ -145,7 +146,7 @@ class PhotoShards(ShardActor):
         backbone = self.config.backbone
         return load_backbone(
             backbone.name,
-            backbone.weights,
+            local_weights(backbone.weights),
             device=self.config.workers.device,
             dtype=backbone.dtype,
             sha256=backbone.sha256,

@@ -151,6 +151,12 @@ def open_input(uri: str, *, block_size: int, anonymous: bool = False) -> IO[byte
     return opened
 
 
+def version(uri: str) -> str:
+    """What tells the object that is there now from an earlier or later one. FileNotFoundError when there is none."""
+    fs, path = filesystem(uri)
+    return str(_asking(fs, uri, lambda: fs.ukey(path), PATIENT))
+
+
 def sha256(uri: str) -> str:
     """The checksum of a file, in hexadecimal."""
     with open_input(uri, block_size=1 << 24) as stream:

@@ -311,7 +311,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Silent."""
 
     def _do(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self._read_body()
         path, _, query = self.path.partition("?")
         headers = {name.lower(): value for name, value in self.headers.items()}
         key = urllib.parse.unquote(path.lstrip("/"))
@@ -322,6 +322,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(body, fault)
         except (OSError, http.client.HTTPException):  # the store is away, or the client has gone
             self._abandon()
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():  # trailers
+            pass
+        return body
 
     def _answers(self, status: int | None, sent: int) -> None:
         """To be called before anything is sent, so that a client with an answer finds it noted."""
@@ -366,8 +377,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
-                if name.lower() not in {"connection", "expect"}:
+                if name.lower() not in {"connection", "expect", "transfer-encoding", "content-length"}:
                     connection.putheader(name, value)
+            connection.putheader("Content-Length", str(len(body)))
             connection.endheaders(body or None)
             answer = connection.getresponse()
             return answer.status, answer.reason, dict(answer.headers.items()), answer.read()

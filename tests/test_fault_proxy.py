@@ -93,6 +93,14 @@ def test_it_passes_on_what_comes_and_counts_it(proxy: FaultProxy, store: tuple) 
     assert proxy.requests == []
 
 
+def test_a_body_in_chunks_is_passed_on_whole(proxy: FaultProxy, store: tuple) -> None:
+    connection = connect(proxy)
+    connection.request("PUT", "/bucket/a", body=iter([b"one", b"two" * 100]), encode_chunked=True)
+    assert connection.getresponse().status == 200
+    connection.close()
+    assert [data for _, data, _ in store[1]] == [b"one" + b"two" * 100]
+
+
 def test_a_connection_serves_several_requests(proxy: FaultProxy) -> None:
     connection = connect(proxy)
     for _ in range(3):
