@@ -26,6 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from pipeline import local_files, s3
+from pipeline.errors import ConfigError
 from pipeline.local_files import TEMPORARY
 from pipeline.retries import BRIEF, PATIENT, Retry
 
@@ -84,16 +85,16 @@ def _filesystem(protocol: str, anonymous: bool, process: int) -> Any:
 def filesystem(uri: str, *, anonymous: bool = False) -> tuple[Any, str]:
     """The fsspec filesystem of a URI and the path in it.
 
-    ValueError names the scheme when it is unknown, and its package when that is missing; it refuses `s3://key:secret@`.
+    ConfigError names the scheme when it is unknown, and its package when that is missing; it refuses keys in a URL.
     """
     protocol = _protocol(uri)
     if protocol in S3 and redact(uri) != uri:
-        raise ValueError(f"{redact(uri)}: {NO_CREDENTIALS_IN_URLS}")
+        raise ConfigError(f"{redact(uri)}: {NO_CREDENTIALS_IN_URLS}")
     try:
         fs = _filesystem(protocol, anonymous, os.getpid())
     except (ImportError, ValueError) as error:
         remedy = f"; pip install {PACKAGES[protocol]}" if protocol in PACKAGES else ""
-        raise ValueError(f"{redact(uri)}: cannot open '{protocol}://': {error}{remedy}") from error
+        raise ConfigError(f"{redact(uri)}: cannot open '{protocol}://': {error}{remedy}") from error
     if protocol == "file" and "://" in uri[:7]:
         return fs, os.fsdecode(urllib.parse.unquote_to_bytes(uri[7:]))
     return fs, fs._strip_protocol(uri)
