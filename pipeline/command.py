@@ -46,7 +46,9 @@ def user_errors() -> Iterator[None]:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    print(f"u2label: {message}", file=sys.stderr)
+    from pipeline.storage import redact
+
+    print(f"u2label: {redact(message)}", file=sys.stderr)
     sys.exit(code)
 
 
