@@ -50,8 +50,14 @@ def test_k_means_has_as_many_actors_as_fit_now_within_the_range() -> None:
         ({"size": 2, "device": "cuda", "gpus": 1}, r"workers.gpus asks for 2 GPUs"),
         ({"size": 3, "cpus": 1, "memory_gb": 2.5}, r"workers.size asks for 3 actors .* the 2 nodes hold 2"),
         ({"size": {"min": 5, "max": 9}, "memory_gb": 0.1}, r"workers.size.min x workers.cpus asks for 5 CPUs"),
-        ({"resources": {"slow": 0.01}}, r"asks for 'slow', which no node .*CPU, GPU, fast.*--resources='{\"slow\": 1}'"),
-        ({"size": 2, "memory_gb": 1, "resources": {"fast": 1}}, r"workers.resources.fast asks for 2 fast in actors of 1"),
+        (
+            {"resources": {"slow": 0.01}},
+            r"asks for 'slow', which no node .*CPU, GPU, fast.*--resources='{\"slow\": 1}'",
+        ),
+        (
+            {"size": 2, "memory_gb": 1, "resources": {"fast": 1}},
+            r"workers.resources.fast asks for 2 fast in actors of 1",
+        ),
         (
             {"size": 4, "memory_gb": 1, "resources": {"fast": 0.1}},
             r"4 actors .* and 0.1 fast, of which the 2 nodes hold 2",
