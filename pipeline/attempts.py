@@ -91,10 +91,13 @@ class Ledger:
 
 
 def start_ledger(limit: int) -> Any:
-    """The handle of a ledger in the connected cluster, which lives as long as the handle."""
+    """The handle of a ledger on the driver's node, which lives as long as the handle."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger).remote(limit, _is_alive)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Ledger)
+    return actor.remote(limit, _is_alive)
 
 
 def _is_alive(node: str) -> bool:

@@ -18,7 +18,7 @@ def config(**workers: object) -> Config:
 
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two nodes of 2 CPUs and 4 GiB, one of them with a GPU and a custom resource, and a dead one that does not count."""
+    """Two nodes of 2 CPUs and 4 GiB, one with a GPU and a custom resource, and a dead one that does not count."""
     resources = [{"CPU": 2, "memory": 4 * GIB}, {"CPU": 2, "memory": 4 * GIB, "GPU": 1, "fast": 1}]
     nodes = [{"Alive": True, "Resources": r} for r in resources] + [{"Alive": False, "Resources": {"CPU": 64}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
