@@ -30,7 +30,7 @@ def _absolute(uri: str) -> str:
     if not uri:
         raise ValueError("is empty; give a folder, a file or a URL such as s3://bucket/prefix")
     if storage.redact(uri) != uri:
-        raise ValueError("holds credentials; give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE")
+        raise ValueError(storage.NO_CREDENTIALS_IN_URLS)
     if uri.startswith("file://"):
         uri = urllib.parse.unquote(uri.removeprefix("file://"))
     return uri.rstrip("/") if storage.is_remote(uri) else str(Path(uri).expanduser().absolute())
@@ -53,6 +53,7 @@ class SourceConfig(Section):
     format: Literal["auto", "folder", "tar", "parquet"] = "auto"
     shard_size: int = Field(256, ge=1)  # images a part; what is lost when a worker dies is at most one shard
     image_column: str = "image"  # Parquet only: bytes, or a struct with a field `bytes`
+    anonymous: bool = False  # read a public bucket without credentials; the run folder keeps those of the user
 
 
 class RunConfig(Section):
@@ -68,7 +69,7 @@ class DecodeConfig(Section):
 
 class BackboneConfig(Section):
     name: BackboneName = "dino_vitb8"
-    weights: str = "official"  # official, random:<seed>, or a path
+    weights: str = "official"  # official, random:<seed>, or a path, local or s3://
     dtype: Literal["float32", "bfloat16"] = "float32"
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$")  # pin of the weights file
 

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.sources import Ignored, Index, build_index, check_source, open_index, scan, write_index
+from tests.fault_proxy import FaultProxy
 from tests.pipeline.image_sources import SHARD, put, tar
 from workers.records import ImageRecord
 
@@ -110,16 +111,8 @@ def test_a_bucket_that_is_not_there_is_named(s3_bucket: str) -> None:
         check_source("s3://no-such-bucket/photos")
 
 
-def test_a_store_that_does_not_answer_is_named(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from botocore.exceptions import EndpointConnectionError
-
-    fs, _ = storage.filesystem(s3_bucket)
-
-    def refused(*args: object, **kwargs: object) -> None:
-        raise EndpointConnectionError(endpoint_url="http://127.0.0.1:9")
-
-    monkeypatch.setattr(fs, "call_s3", refused)
-    with pytest.raises(ValueError, match=r"source\.uri: cannot read s3://.*127\.0\.0\.1:9.*credentials"):
+def test_a_store_that_does_not_answer_is_named_and_not_waited_for(proxy: FaultProxy, s3_bucket: str) -> None:
+    with proxy.down(), pytest.raises(ValueError, match=rf"source\.uri: cannot read s3://.*{proxy.url}.*credentials"):
         check_source(s3_bucket)
 
 
