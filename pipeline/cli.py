@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pipeline import cli_model
+from pipeline import cli_cluster, cli_model
 from pipeline.command import Address, AsJson, ConfigPath, Overrides, load, stop_on_sigterm, user_errors
 
 app = typer.Typer(
@@ -133,6 +133,7 @@ def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 cli_model.add_to(app, evaluate_app)
+cli_cluster.add_to(app)
 
 
 def main() -> NoReturn:

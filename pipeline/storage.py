@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import re
+import shutil
 import stat
 import tempfile
 import urllib.parse
@@ -237,6 +238,27 @@ def list_folder(uri: str) -> dict[str, int]:
         return {}
     files = {e["name"].rsplit("/", 1)[-1]: int(e["size"]) for e in entries if e["type"] == "file"}
     return dict(sorted(files.items()))
+
+
+def list_subfolders(uri: str) -> list[str]:
+    """Names of the folders directly in a folder, sorted; a link to one is none. Empty when there is no such folder."""
+    fs, path = filesystem(uri)
+    try:
+        entries = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return []
+    return sorted(
+        e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory" and not e.get("islink")
+    )
+
+
+def remove_folder(uri: str) -> None:
+    """Delete a folder and all it holds; of a bucket, a thousand objects a request."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        shutil.rmtree(path)
+    else:
+        fs.rm(path, recursive=True)
 
 
 def walk(uri: str) -> Iterator[FileInfo]:
