@@ -102,5 +102,7 @@ def _to_stderr(text: str) -> None:
 
 
 def _remark(lines: list[str]) -> None:
+    from pipeline.log import say
+
     for line in lines:
-        print(f"u2label: {line}", file=sys.stderr)
+        say(f"u2label: {line}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -53,16 +54,21 @@ def fail(message: str, code: int, *, as_json: bool = False, failures: Sequence[R
     if as_json:
         failed = [{"stage": r.stage, "shard": r.shard, "error": r.error} for r in failures]
         _print_json({"error": message, "exit_code": code, "failed": failed})
-    print(f"u2label: {message}", file=sys.stderr)
+    from pipeline.log import say
+
+    say(f"u2label: {message}", level=logging.ERROR)
     sys.exit(code)
 
 
-def answer(found: Any, as_json: bool, show: Callable[[], None]) -> None:
-    """What a command has found: as one JSON document on stdout (a dataclass or plain data), or as `show` prints it."""
+def answer(found: Any, as_json: bool, show: Callable[[], None], *, files: Sequence[str] = ()) -> None:
+    """What a command has found: as one JSON document on stdout (a dataclass or plain data), or as `show` prints it,
+    with the names of `files` behind."""
     if as_json:
         _print_json(asdict(found) if is_dataclass(found) and not isinstance(found, type) else found)
-    else:
-        show()
+        return
+    show()
+    for file in files:
+        print(file)
 
 
 def _print_json(document: Any) -> None:
@@ -70,21 +76,21 @@ def _print_json(document: Any) -> None:
 
 
 def _print_failures(failures: list[Receipt]) -> None:
-    """A table of failed shards, equal errors together."""
-    from rich.console import Console
+    """A table of failed shards, equal errors together. Among JSON lines each has said so itself."""
     from rich.table import Table
 
-    if not failures:
+    from pipeline import log
+
+    if not failures or log.writes_json():
         return
     groups: dict[str, list[int]] = {}
     for receipt in failures:
-        last_line = (receipt.error or "").strip().rsplit("\n", 1)[-1]
-        groups.setdefault(last_line, []).append(receipt.shard)
+        groups.setdefault(receipt.last_line, []).append(receipt.shard)
     table = Table("shards", "which", "error", title="failed shards")
     for message, shards in sorted(groups.items(), key=lambda group: -len(group[1])):
         which = ", ".join(map(str, sorted(shards)[:8])) + (" ..." if len(shards) > 8 else "")
         table.add_row(str(len(shards)), which, message)
-    Console(stderr=True).print(table)
+    log.console.print(table)
 
 
 @contextmanager

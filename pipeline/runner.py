@@ -18,8 +18,9 @@ from pipeline import __version__, storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StageFailed
 from pipeline.lease import run_lease
+from pipeline.log import say
 from pipeline.preflight import check_all
-from pipeline.progress import StageProgress, console
+from pipeline.progress import StageProgress
 from pipeline.receipts import Receipt, ReceiptLog
 from pipeline.sources import Index, build_index, open_index
 from pipeline.stages import (
@@ -72,7 +73,7 @@ def run(
                 continue
             stage = table[name]
             pending = _pending(stage)
-            console.print(_opening(stage, len(pending)))
+            say(_opening(stage, len(pending)), stage=name, fingerprint=stage.fingerprint)
             if pending:
                 _require_inputs(stage, table)
                 _connect(connection, config, address)
@@ -96,7 +97,7 @@ def _index(config: Config, reindex: bool) -> Index:
     if not reindex:
         with contextlib.suppress(FileNotFoundError):
             return open_index(folder)
-    console.print(f"index: listing {storage.redact(config.source.uri)}")
+    say(f"index: listing {storage.redact(config.source.uri)}")
     source = config.source
     try:
         index = build_index(
@@ -104,7 +105,7 @@ def _index(config: Config, reindex: bool) -> Index:
         )
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
-    console.print(f"index: {index.images} images in {index.shards} shards; left out: {index.ignored}")
+    say(f"index: {index.images} images in {index.shards} shards; left out: {index.ignored}")
     return index
 
 
@@ -156,17 +157,21 @@ def _run_shard_stage(
 
     from pipeline.actors import actor_for
     from pipeline.engine import run_shards
+    from pipeline.metrics import StageMetrics
     from pipeline.shards import StageJob
 
     job = StageJob(stage, _pinned(config), index_folder(config), table, _metadata(stage, config, table))
     log = ReceiptLog(config.run.uri, stage.name, stage.fingerprint)
     failures: list[Receipt] = []
     try:
+        done = stage.shards - len(pending)
+        metrics = StageMetrics(storage.redact(config.run.uri), stage.name, done=done, pending=len(pending))
         receipts = run_shards(actor_for(stage.name, config), job, pending, config.workers)
         with StageProgress(stage.name, len(pending)) as progress, closing(receipts):
             for receipt in receipts:
                 log.append(receipt)
                 progress.add(receipt)
+                metrics.add(receipt)
                 failures += [] if receipt.ok else [receipt]
                 if len(failures) > max_failed_fraction * len(pending):
                     raise StageFailed(f"{stage.name}: stopped early, {len(failures)} shards failed", failures)
@@ -192,7 +197,7 @@ def _fit(stage: Stage, config: Config, table: dict[str, Stage]) -> None:
         _log_fit(stage, config, time.perf_counter() - started, message)
         raise StageFailed(f"{stage.name}: {message}") from error
     _log_fit(stage, config, time.perf_counter() - started, None)
-    console.print(f"{stage.name}: {said}")
+    say(f"{stage.name}: {said}", stage=stage.name)
 
 
 def _log_fit(stage: Stage, config: Config, seconds: float, error: str | None) -> None:

@@ -253,12 +253,13 @@ def list_subfolders(uri: str) -> list[str]:
 
 
 def remove_folder(uri: str) -> None:
-    """Delete a folder and all it holds; of a bucket, a thousand objects a request."""
+    """Delete a folder and all it holds, in a bucket a thousand objects a request; nothing happens without one."""
     fs, path = filesystem(uri)
-    if isinstance(fs, LocalFileSystem):
-        shutil.rmtree(path)
-    else:
-        fs.rm(path, recursive=True)
+    with contextlib.suppress(FileNotFoundError):
+        if isinstance(fs, LocalFileSystem):
+            shutil.rmtree(path)
+        else:
+            fs.rm(path, recursive=True)
 
 
 def walk(uri: str) -> Iterator[FileInfo]:

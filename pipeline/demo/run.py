@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -22,8 +23,16 @@ SCENES = 200
 SIZE = (320, 320)
 
 
-def run_demo(output: Path, config_path: Path, photos: Path | None, *, scenes: int = SCENES) -> dict[str, float]:
-    """Write scenes below `output`, label them, print their scores and the report's path; then `photos`, if given."""
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What a demo made: the scores of the scenes' labels, and the reports by what they are of."""
+
+    scores: dict[str, float]
+    reports: dict[str, str]
+
+
+def run_demo(output: Path, config_path: Path, photos: Path | None, *, scenes: int = SCENES) -> Demo:
+    """Write scenes below `output`, label them, score them and write their report; then label `photos`, if given."""
     photos = photos and photos.expanduser()
     if photos is not None and not photos.is_dir():
         raise ConfigError(f"--photos: no folder {str(photos)!r}; give a folder of images")
@@ -32,14 +41,18 @@ def run_demo(output: Path, config_path: Path, photos: Path | None, *, scenes: in
     config = _config(config_path, folder / "images", output / "run")
     parts = run(config).stages["panoptic"].parts()
     scores = score_scenes(str(folder), parts)
-    report = write_report(config.run.uri, None)
-    print_scores(scores)
-    print(f"report of the scenes: {report}")
+    reports = {"the scenes": write_report(config.run.uri, None)}
     if photos is not None:
         own = _config(config_path, photos, output / "photos", "source.format=auto", "maskcut.image_size=480")
         run(own)
-        print(f"report of {photos}: {write_report(own.run.uri, None)}")
-    return scores
+        reports[str(photos)] = write_report(own.run.uri, None)
+    return Demo(scores, reports)
+
+
+def print_demo(demo: Demo) -> None:
+    print_scores(demo.scores)
+    for what, report in demo.reports.items():
+        print(f"report of {what}: {report}")
 
 
 def score_scenes(folder: str, parts: Sequence[str]) -> dict[str, float]:

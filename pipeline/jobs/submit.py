@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 Environment = Literal["image", "pip", "unchecked"]
+INSTALL_S = 3600  # torch and its CUDA packages are gigabytes
 CONFIG_NAME = "submitted.yaml"  # in the job's folder
 
 
@@ -81,6 +82,7 @@ def _runtime_env(root: Path, environment: Environment, variables: Sequence[str])
         )
     if environment == "pip":
         wanted["pip"] = {"packages": _pinned_packages(root), "pip_check": False}
+        wanted["config"] = {"setup_timeout_seconds": INSTALL_S}
     return wanted
 
 
