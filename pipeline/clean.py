@@ -15,9 +15,8 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.lease import run_lease
-from pipeline.runner import LATEST
 from pipeline.sources import MANIFEST, open_index
-from pipeline.stages import ARTIFACT, STAGES, base_name, index_folder, resolve_stages
+from pipeline.stages import ARTIFACT, LATEST, STAGES, base_name, index_folder, resolve_stages
 
 INDEX, RECEIPTS = "index", "receipts"
 FINGERPRINT = re.compile(r"[0-9a-f]{12}")

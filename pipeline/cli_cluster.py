@@ -47,6 +47,7 @@ def submit(
 ) -> None:
     """Run on a Ray cluster, as a job that outlives this command. Submitting again continues after any interruption."""
     with user_errors(as_json), stop_on_sigterm():
+        from pipeline import log
         from pipeline.jobs import server
         from pipeline.jobs.parcel import checkout, find_files
         from pipeline.jobs.submit import remarks
@@ -58,7 +59,15 @@ def submit(
         _remark(remarks(loaded, parcel, address, env or ()))
         options = [*(["--stages", stages] if stages else []), *(["--reindex"] if reindex else [])]
         options += ["--max-failed-fraction", str(max_failed_fraction)]
-        job = submit_run(client, parcel, loaded, options, environment=environment.value, variables=env or ())
+        job = submit_run(
+            client,
+            parcel,
+            loaded,
+            options,
+            environment=environment.value,
+            variables=env or (),
+            global_options=["--log-format", "json"] if log.writes_json() else [],
+        )
         if not (wait or follow):
             answer(server.describe(job), as_json, lambda: server.print_job(job))
             return

@@ -14,6 +14,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any
 
+from model.weights import resolve_weights
 from pipeline import __version__, storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StageFailed
@@ -25,6 +26,7 @@ from pipeline.receipts import Receipt, ReceiptLog
 from pipeline.sources import Index, build_index, open_index
 from pipeline.stages import (
     LABELS,
+    LATEST,
     Stage,
     base_name,
     categories,
@@ -35,8 +37,6 @@ from pipeline.stages import (
     stage_names,
 )
 from workers.records import SCHEMA_VERSION
-
-LATEST = "latest.json"  # the config and fingerprints of the last run, for `report` and people
 
 
 @dataclass
@@ -226,8 +226,6 @@ def _remove_litter(folder: str) -> None:
 
 def _pinned(config: Config) -> Config:
     """The config with the checksum of the weights that this process read: another node must not have another file."""
-    from model.backbone import resolve_weights
-
     backbone = config.backbone
     weights = resolve_weights(backbone.name, backbone.weights, sha256=backbone.sha256)
     if weights.path is None:

@@ -13,9 +13,8 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, LeaseHeld
 from pipeline.lease import run_lease
 from pipeline.receipts import Receipt, ReceiptLog
-from pipeline.runner import LATEST
 from pipeline.sources import build_index, open_index
-from pipeline.stages import index_folder, resolve_stages
+from pipeline.stages import LATEST, index_folder, resolve_stages
 
 OLD = "0123456789ab"
 
