@@ -49,6 +49,11 @@ class Receipt:
         """Images that the stage looked at."""
         return sum(self.rows.values()) - self.rows.get(Status.NOT_SAMPLED, 0)
 
+    @property
+    def last_line(self) -> str:
+        """Of the error: the exception itself, without its traceback."""
+        return (self.error or "").strip().rsplit("\n", 1)[-1]
+
 
 class ReceiptLog:
     """Appends receipts to `<run>/receipts/<stage>-<fingerprint>-<start>.jsonl`, written again now and then; a file

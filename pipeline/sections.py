@@ -18,7 +18,7 @@ from model.names import BACKBONES
 from pipeline import storage
 
 if TYPE_CHECKING:
-    from model.stego import LossTerms
+    from model.stego_terms import LossTerms
 
 
 class Section(BaseModel):
@@ -183,7 +183,7 @@ class SemanticsConfig(Section):
 
     def loss_terms(self) -> LossTerms:
         """The preset with those weights and shifts in their place that are given."""
-        from model.stego import PRESETS
+        from model.stego_terms import PRESETS
 
         given = {
             f"{term}_{kind}": value

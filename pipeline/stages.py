@@ -20,6 +20,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from model.weights import resolve_weights
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError
@@ -43,6 +44,7 @@ STAGES = (
     "predictions",
     "labels",
 )
+LATEST = "latest.json"  # of the run folder: config and fingerprints of the last run, for `report` and people
 PART = re.compile(r"part-(\d{5,})\.parquet")
 ROUND = re.compile(r"_(\d+)$")
 LABELS = frozenset({"panoptic", "predictions", "labels"})  # stages of parts with panoptic labels
@@ -258,8 +260,6 @@ def is_fitted(stage: Stage) -> bool:
 
 def teacher_identity(config: Config, *, download: bool = True) -> str:
     """Backbone and weights in one line, such as `dino_vits8 sha256:...`."""
-    from model.backbone import resolve_weights  # loads torch, which a look at a run can do without
-
     backbone = config.backbone
     given = local_weights(backbone.weights, download=download)
     weights = resolve_weights(backbone.name, given, sha256=backbone.sha256, download=download)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -101,10 +101,7 @@ def stage_status(run_uri: str, stage: Stage) -> StageStatus:
     )
 
 
-def print_status(status: RunStatus, *, as_json: bool = False) -> None:
-    if as_json:
-        print(json.dumps(asdict(status), indent=2))
-        return
+def print_status(status: RunStatus) -> None:
     console = Console(highlight=False)
     if status.images is None:
         console.print(f"{status.run}: nothing done yet; {status.source} is not indexed", soft_wrap=True)
@@ -139,14 +136,14 @@ def _state(fit: StageStatus) -> str:
     return "to fit" if fit.progress is None else f"step {fit.progress['step']:.0f} of {fit.progress['steps']:.0f}"
 
 
-def print_plan(status: RunStatus, *, as_json: bool = False) -> None:
-    """What is left of each stage, with time and bytes where a rate was measured."""
+def plan_of(status: RunStatus) -> dict[str, Any]:
+    """What is left of each stage, with seconds and bytes where a rate was measured, as plain data."""
+    steps = [asdict(_step(stage, status)) for stage in status.stages]
+    return {"run": status.run, "source": status.source, "images": status.images, "steps": steps}
+
+
+def print_plan(status: RunStatus) -> None:
     steps = [_step(stage, status) for stage in status.stages]
-    if as_json:
-        described = [asdict(step) for step in steps]
-        plan = {"run": status.run, "source": status.source, "images": status.images, "steps": described}
-        print(json.dumps(plan, indent=2))
-        return
     console = Console(highlight=False)
     if status.images is None:
         console.print(f"index {status.source}, then every stage; nothing is measured yet", soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -36,12 +37,18 @@ MEASURES = {
 Scores = dict[str, float]
 
 
-def run_demo(output: Path, config_path: Path, photos: Path | None, *, scenes: int = SCENES) -> dict[str, Scores]:
-    """Write scenes below `output`, label them, train a model on the labels if the config says so, print the scores of
-    both and the report's path; then label `photos`, if given.
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What a demo made: the scores of the scenes' `labels` and of the `model`'s predictions, and the reports by what
+    they are of."""
 
-    Returns the scores of the `labels`, and of the `model`'s predictions.
-    """
+    scores: dict[str, Scores]
+    reports: dict[str, str]
+
+
+def run_demo(output: Path, config_path: Path, photos: Path | None, *, scenes: int = SCENES) -> Demo:
+    """Write scenes below `output`, label them, train a model on the labels if the config says so, score both and write
+    the report; then label `photos`, if given."""
     photos = photos and photos.expanduser()
     if photos is not None and not photos.is_dir():
         raise ConfigError(f"--photos: no folder {str(photos)!r}; give a folder of images")
@@ -51,15 +58,19 @@ def run_demo(output: Path, config_path: Path, photos: Path | None, *, scenes: in
     stages = run(config).stages
     names = {"labels": "panoptic", "model": "predictions"}
     scores = {what: score_scenes(str(folder), stages[name].parts()) for what, name in names.items() if name in stages}
-    report = write_report(config.run.uri, None)
-    print_scores(**scores)
-    print(f"report of the scenes: {report}")
+    reports = {"the scenes": write_report(config.run.uri, None)}
     if photos is not None:
         changes = ("source.format=auto", "maskcut.image_size=480", "train.steps=0")  # a model of its own takes longer
         own = _config(config_path, photos, output / "photos", *changes)
         run(own)
-        print(f"report of {photos}: {write_report(own.run.uri, None)}")
-    return scores
+        reports[str(photos)] = write_report(own.run.uri, None)
+    return Demo(scores, reports)
+
+
+def print_demo(demo: Demo) -> None:
+    print_scores(**demo.scores)
+    for what, report in demo.reports.items():
+        print(f"report of {what}: {report}")
 
 
 def score_scenes(folder: str, parts: Sequence[str]) -> Scores:

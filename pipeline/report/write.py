@@ -27,9 +27,8 @@ from pipeline.errors import ConfigError
 from pipeline.report import charts, overlay
 from pipeline.report.page import Page, describe
 from pipeline.report.run import Run
-from pipeline.runner import LATEST
 from pipeline.sources import Index, open_index
-from pipeline.stages import FITS, Stage, base_name, done_shards, index_folder, is_fitted, resolve_stages
+from pipeline.stages import FITS, LATEST, Stage, base_name, done_shards, index_folder, is_fitted, resolve_stages
 
 
 def write_report(run_or_config: str, output: str | None, *, max_photos: int = 48, max_clusters: int = 24) -> str:
