@@ -50,6 +50,8 @@ def errors() -> tuple[type[Exception], ...]:
 
 def with_fresh_credentials(fs: Any, function: Callable[[], Any]) -> Any:
     """`function()`, once more with credentials that are read anew when those in use have expired."""
+    if fs.session is None:
+        fs.connect()
     session = fs.session
     try:
         return function()
