@@ -79,7 +79,7 @@ def run(
                 _connect(connection, config, address)
                 _write_latest(config, table)
                 _run_stage(stage, pending, config, table, max_failed_fraction)
-            _remove_litter(stage.folder)  # of workers that were killed while they wrote
+            storage.remove_litter(stage.folder)  # of workers that were killed while they wrote
             summary.computed[name] = len(pending)
         _write_latest(config, table)
     return summary
