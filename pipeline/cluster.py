@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -29,20 +31,34 @@ def connect(config: Config, address: str | None) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _quieten_ray()
-    if address:
-        try:
-            ray.init(address=address, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"--address: cannot join the Ray cluster {address!r}: {error}; is it running, and reachable from here?"
-            ) from error
-    else:
-        _start_local(config)
+    with _keeping_sigterm():
+        if address:
+            _join(address)
+        else:
+            _start_local(config)
     try:
         check_resources(config)
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """What the program does on SIGTERM stays: ray.init puts an exit of its own in its place."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"--address: cannot join the Ray cluster {address!r}: {error}; is it running, and reachable from here?"
+        ) from error
 
 
 def _quieten_ray() -> None:

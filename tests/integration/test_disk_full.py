@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pipeline import fits
 from pipeline.config import Config, load_config
 from pipeline.errors import StageFailed
 from pipeline.runner import run
@@ -35,7 +38,7 @@ def test_a_full_disk_fails_shards_and_a_run_with_room_does_them(
     with pytest.raises(StageFailed, match=r"instances: \d of 8 shards are not done") as caught:
         run(config)
     assert all("No space left on device" in (receipt.error or "") for receipt in caught.value.failures)
-    done = len(parts(small_disk, config))
+    done = len(list(small_disk.glob("instances/*/part-*.parquet")))
     assert 0 < done == SHARDS - len(caught.value.failures)
     assert not list(small_disk.rglob(".tmp-*"))
     assert not (small_disk / "lease.json").exists()
@@ -45,5 +48,13 @@ def test_a_full_disk_fails_shards_and_a_run_with_room_does_them(
         assert rows(small_disk, stage) == rows(labelled, stage)
 
 
-def parts(folder: Path, config: Config) -> list[Path]:
-    return list(folder.glob("instances/*/part-*.parquet"))
+def test_a_fit_that_cannot_write_its_artifact_says_so(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    (artifact,) = Path(finished.run.uri).glob("clusters/*/artifact.json")
+    artifact.unlink()
+
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(artifact))
+
+    monkeypatch.setitem(fits.FITS, "clusters", full)
+    with pytest.raises(StageFailed, match=r"clusters: .*No space left on device: '.*artifact.json'"):
+        run(finished)
