@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import resource
@@ -74,14 +75,14 @@ def make_index(config: Config, images: int) -> None:
     storage.write_bytes(storage.join(folder, MANIFEST), json.dumps(manifest).encode())
 
 
-def make_parts(config: Config) -> None:
+def make_parts(config: Config, write_part: Callable[[str], None]) -> None:
     """Every shard of `instances` done and half of those of `panoptic`, each with its receipt."""
     table = resolve_stages(config, open_index(index_folder(config)))
     for name, share in (("instances", 1.0), ("panoptic", 0.5)):
         stage = table[name]
         log = ReceiptLog(config.run.uri, name, stage.fingerprint, every_s=1e9)
         for shard in range(int(share * stage.shards)):
-            storage.write_bytes(stage.part(shard), PART)
+            write_part(stage.part(shard))
             rows = {"ok": config.source.shard_size - 2, "no_masks": 2}
             log.append(Receipt(name, stage.fingerprint, shard, True, 100.5, rows, PHASES, 250, 400_000, host="node-7"))
         log.flush()
@@ -134,31 +135,25 @@ def command_seconds(config: Config, folder: Path, repeats: int) -> float:
 
 
 @contextmanager
-def run_folder(folder: Path, s3: bool) -> Iterator[str]:
+def run_folder(folder: Path, s3: bool) -> Iterator[tuple[str, Callable[[str], None]]]:
+    """Where the run lies, and a function that writes a part there; into moto's memory, as its server takes minutes."""
     if not s3:
-        yield str(folder / "run")
+        yield str(folder / "run"), lambda uri: storage.write_bytes(uri, PART)
         return
-    command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", "5555"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    os.environ.update({**KEYS, "AWS_ENDPOINT_URL": "http://127.0.0.1:5555"})
-    try:
-        _make_bucket("s3://bucket")
-        yield "s3://bucket/run"
-    finally:
-        server.kill()
-        server.wait()
+    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.s3.models import s3_backends
+    from moto.server import ThreadedMotoServer
 
-
-def _make_bucket(uri: str) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            fs, path = storage.filesystem(uri)
-            return fs.mkdir(path)
-        except storage.store_errors(uri):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    host, port = server.get_host_and_port()
+    os.environ.update({**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"})
+    fs, bucket = storage.filesystem("s3://bucket")
+    fs.mkdir(bucket)
+    backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+    yield "s3://bucket/run", lambda uri: backend.put_object(bucket, uri.removeprefix("s3://bucket/"), PART)
+    server.stop()
 
 
 def main() -> None:
@@ -169,14 +164,14 @@ def main() -> None:
     parser.add_argument("--s3", action="store_true")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, run_folder(Path(name), options.s3) as run:
+    with tempfile.TemporaryDirectory() as name, run_folder(Path(name), options.s3) as (run, write_part):
         config = config_of(run, options.images, options.shards)
         result: dict[str, Any] = {"benchmark": "scale", "images": options.images, "shards": options.shards}
         result["run_folder"] = "moto's S3 server on loopback" if options.s3 else "local disk"
         result["index"] = measured(make_index, config, options.images)
         result["index"]["bytes"] = sum(storage.list_folder(index_folder(config)).values())
         result["read_all_records"] = measured(read_all, config)
-        make_parts(config)
+        make_parts(config, write_part)
         result["status"] = measured(look, config, repeats=options.repeats)
         result["plan"] = measured(plan, config, repeats=options.repeats)
         result["status_command_s"] = command_seconds(config, Path(name), options.repeats)
