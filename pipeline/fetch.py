@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.retries import status_and_code
 from workers.records import ImageRecord, Status
 
 FILES_OPEN = 2  # a shard may end in one Parquet file and go on in the next
@@ -33,9 +34,11 @@ class UnreadableRow(OSError):
 class Fetcher:
     """Reads the bytes of records. Safe to call from many threads; memory: a window of rows of two Parquet files."""
 
-    def __init__(self, image_column: str = "image") -> None:
-        """`image_column`: the column of a Parquet source (`Index.image_column`); other sources ignore it."""
+    def __init__(self, image_column: str = "image", *, anonymous: bool = False) -> None:
+        """`image_column`: the column of a Parquet source; other sources ignore it. `anonymous`: without credentials,
+        from a public bucket. `Index.fetcher` knows both."""
         self._image_column = image_column
+        self._anonymous = anonymous
         self._lock = threading.Lock()
         self._files: OrderedDict[str, ParquetRows] = OrderedDict()
 
@@ -44,13 +47,13 @@ class Fetcher:
         if record.length < 0:
             return self._parquet_file(record.uri).read(record.offset)
         if record.offset == 0:  # a tar's members lie behind a header, so this is a file of its own
-            return storage.read_bytes(record.uri)
-        return storage.read_bytes(record.uri, record.offset, record.length)
+            return storage.read_bytes(record.uri, anonymous=self._anonymous)
+        return storage.read_bytes(record.uri, record.offset, record.length, anonymous=self._anonymous)
 
     def _parquet_file(self, uri: str) -> ParquetRows:
         with self._lock:
             if uri not in self._files:
-                self._files[uri] = ParquetRows(uri, self._image_column)
+                self._files[uri] = ParquetRows(uri, self._image_column, anonymous=self._anonymous)
             self._files.move_to_end(uri)
             while len(self._files) > FILES_OPEN:
                 self._files.popitem(last=False)  # closed once no thread reads it any more
@@ -63,8 +66,7 @@ class Fetcher:
         Raises `error` itself when it is not about this one image (no network, expired credentials, a full file table):
         the shard must fail and be run again, for rows written during an outage would stand for good.
         """
-        response = getattr(error.__cause__, "response", None) or {}
-        code = str(response.get("Error", {}).get("Code", ""))
+        code = status_and_code(error)[1]
         gone = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | UnreadableRow)
         forbidden = isinstance(error, PermissionError) and not code
         short = type(error) is OSError and error.errno is None  # storage.read_bytes
@@ -80,10 +82,10 @@ class ParquetRows:
     every row group once, and a huge row group does not have to fit in memory.
     """
 
-    def __init__(self, uri: str, column: str) -> None:
+    def __init__(self, uri: str, column: str, *, anonymous: bool = False) -> None:
         """Opens the file. UnreadableRow when it is not the Parquet file any more that was indexed."""
         self._lock = threading.Lock()
-        source = storage.open_input(uri, block_size=0)
+        source = storage.open_input(uri, block_size=0, anonymous=anonymous)
         try:
             self._file = pq.ParquetFile(source, buffer_size=READ_AHEAD, pre_buffer=False)
             self._leaf = image_leaf(uri, self._file.schema_arrow, column)
@@ -166,9 +168,9 @@ def image_leaf(uri: str, schema: pa.Schema, column: str) -> str:
     return column
 
 
-def parquet_rows(uri: str, column: str) -> int:
+def parquet_rows(uri: str, column: str, *, anonymous: bool = False) -> int:
     """The number of rows of a Parquet file, from its footer, once `column` is checked. ValueError names the fault."""
-    with storage.open_input(uri, block_size=0) as source:
+    with storage.open_input(uri, block_size=0, anonymous=anonymous) as source:
         try:
             file = pq.ParquetFile(source)
         except pa.ArrowInvalid as error:

@@ -22,6 +22,7 @@ import psutil
 
 from pipeline import storage
 from pipeline.errors import LeaseHeld
+from pipeline.retries import BRIEF, ONCE, PATIENT, Retry
 
 LIFETIME_S = 120.0
 
@@ -47,8 +48,7 @@ def run_lease(run_uri: str, *, lifetime_s: float = LIFETIME_S) -> Iterator[None]
     finally:
         stop.set()
         renewal.join()
-        if _is_ours(uri, owner):
-            storage.remove(uri)
+        _give_back(uri, owner)
 
 
 def _owner() -> dict[str, Any]:
@@ -83,21 +83,28 @@ def _remove_stale(uri: str, held: dict[str, Any] | None) -> None:
         storage.create_bytes(uri, taken)
 
 
-def _is_ours(uri: str, owner: dict[str, Any]) -> bool:
-    return (_read(uri) or {}).get("id") == owner["id"]
+def _give_back(uri: str, owner: dict[str, Any]) -> None:
+    """A store that is away keeps the lease until it expires, and does not hide how the run ended."""
+    with contextlib.suppress(*storage.store_errors(uri)):
+        if _is_ours(uri, owner, BRIEF):
+            storage.remove(uri, retry=BRIEF)
+
+
+def _is_ours(uri: str, owner: dict[str, Any], retry: Retry = PATIENT) -> bool:
+    return (_read(uri, retry) or {}).get("id") == owner["id"]
 
 
 def _dump(owner: dict[str, Any], lifetime_s: float) -> bytes:
     return json.dumps(owner | {"expires": time.time() + lifetime_s}).encode()
 
 
-def _read(uri: str) -> dict[str, Any] | None:
+def _read(uri: str, retry: Retry = PATIENT) -> dict[str, Any] | None:
     """The lease that is there. One that cannot be read is looked at again: its creator may be writing it just now."""
     lease: dict[str, Any] = {}
     for pause in (0.0, 0.5):
         time.sleep(pause)
         try:
-            lease = _parse(storage.read_bytes(uri))
+            lease = _parse(storage.read_bytes(uri, retry=retry))
         except FileNotFoundError:
             return None
         if lease:
@@ -128,10 +135,16 @@ def _lives(held: dict[str, Any]) -> bool:
 
 
 def _renew(uri: str, owner: dict[str, Any], lifetime_s: float, stop: threading.Event, lost: threading.Event) -> None:
-    while not stop.wait(lifetime_s / 4):
-        with contextlib.suppress(*storage.store_errors(uri)):  # an outage: the next turn comes before the lease ends
-            if not _is_ours(uri, owner):
+    """Renew four times in a lifetime, and after a failure soon again. Each turn asks once: a request that were repeated
+    for minutes could overwrite the lease of a run that took the folder in between."""
+    wait = lifetime_s / 4
+    while not stop.wait(wait):
+        try:
+            if not _is_ours(uri, owner, ONCE):
                 lost.set()
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # wakes it where it waits
                 return
-            storage.write_bytes(uri, _dump(owner, lifetime_s))
+            storage.write_bytes(uri, _dump(owner, lifetime_s), retry=ONCE)
+            wait = lifetime_s / 4
+        except storage.store_errors(uri):
+            wait = lifetime_s / 40

@@ -12,7 +12,9 @@ from model.names import patch_size
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.retries import BRIEF
 from pipeline.sources import check_source
+from pipeline.weights import local_weights
 
 
 def check_all(config: Config) -> None:
@@ -22,7 +24,7 @@ def check_all(config: Config) -> None:
     check_run_folder(config.run.uri)
     source = config.source
     try:
-        check_source(source.uri, source.format, image_column=source.image_column)
+        check_source(source.uri, source.format, image_column=source.image_column, anonymous=source.anonymous)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
 
@@ -42,7 +44,7 @@ def check_sizes(config: Config) -> None:
 def check_backbone(config: Config) -> None:
     backbone = config.backbone
     try:
-        check_weights(backbone.name, backbone.weights, sha256=backbone.sha256)
+        check_weights(backbone.name, local_weights(backbone.weights), sha256=backbone.sha256)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
 
@@ -53,7 +55,7 @@ def check_run_folder(run_uri: str) -> None:
     content = uuid.uuid4().bytes
     errors: tuple[type[Exception], ...] = (*storage.store_errors(run_uri), ValueError)  # ValueError: unknown scheme
     try:
-        storage.write_bytes(probe, content)
+        storage.write_bytes(probe, content, retry=BRIEF)  # a mistyped endpoint is not waited for
         read = storage.read_bytes(probe)
         storage.remove(probe)
     except errors as error:

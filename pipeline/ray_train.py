@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pipeline.arrow_files import arrow_filesystem
 from pipeline.cluster import require_room
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def train_with_ray(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     require_room("workers of a training", "workers.train_workers", num_workers, cpus, gpus)
+    records, path = arrow_filesystem(storage_path)
     trainer = TorchTrainer(
         _run,
         train_loop_config={"loop": loop, "threads": max(1, int(cpus))},
@@ -50,7 +52,10 @@ def train_with_ray(
         ),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=TIMEOUT_S),
         run_config=RunConfig(
-            name=name, storage_path=storage_path, failure_config=FailureConfig(max_failures=max_failures)
+            name=name,
+            storage_path=path,
+            storage_filesystem=records,
+            failure_config=FailureConfig(max_failures=max_failures),
         ),
     )
     try:

@@ -36,6 +36,7 @@ from pipeline.stages import (
     resolve_stages,
     stage_names,
 )
+from pipeline.weights import local_weights
 from workers.records import SCHEMA_VERSION
 
 
@@ -64,7 +65,7 @@ def run(
     check_all(config)
     with run_lease(config.run.uri), ExitStack() as connection:
         for folder in (config.run.uri, storage.join(config.run.uri, "receipts"), index_folder(config)):
-            _remove_litter(folder)
+            storage.remove_litter(folder)  # the lease says that nobody is writing
         index = _index(config, reindex)
         table = _resolve(config, index)
         summary = RunSummary(table, index)
@@ -101,7 +102,12 @@ def _index(config: Config, reindex: bool) -> Index:
     source = config.source
     try:
         index = build_index(
-            folder, source.uri, source.format, shard_size=source.shard_size, image_column=source.image_column
+            folder,
+            source.uri,
+            source.format,
+            shard_size=source.shard_size,
+            image_column=source.image_column,
+            anonymous=source.anonymous,
         )
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
@@ -143,7 +149,7 @@ def _require_inputs(stage: Stage, table: dict[str, Stage]) -> None:
 def _run_stage(
     stage: Stage, pending: list[int], config: Config, table: dict[str, Stage], max_failed_fraction: float
 ) -> None:
-    _remove_litter(stage.folder)
+    storage.remove_litter(stage.folder)
     if stage.kind == "fit":
         _fit(stage, config, table)
     else:
@@ -217,17 +223,10 @@ def _log_fit(stage: Stage, config: Config, seconds: float, error: str | None) ->
     log.flush()
 
 
-def _remove_litter(folder: str) -> None:
-    """Temporary files of a process that was killed while it wrote. The lease says nobody is writing now."""
-    for name in storage.list_folder(folder):
-        if name.startswith(storage.TEMPORARY):
-            storage.remove(storage.join(folder, name))
-
-
 def _pinned(config: Config) -> Config:
     """The config with the checksum of the weights that this process read: another node must not have another file."""
     backbone = config.backbone
-    weights = resolve_weights(backbone.name, backbone.weights, sha256=backbone.sha256)
+    weights = resolve_weights(backbone.name, local_weights(backbone.weights), sha256=backbone.sha256)
     if weights.path is None:
         return config
     pin = backbone.model_copy(update={"sha256": weights.identity.removeprefix("sha256:")})

@@ -45,6 +45,7 @@ class File(NamedTuple):
     path: str
     uri: str
     size: int
+    anonymous: bool
 
 
 @dataclass
@@ -78,13 +79,13 @@ class Ignored:
         return ", ".join(parts) or "nothing"
 
 
-def detect_format(uri: str) -> Format:
+def detect_format(uri: str, *, anonymous: bool = False) -> Format:
     """The format of a source from the names of its first 10 000 files; of a single file from its name.
 
     ValueError when they speak for more than one format, or when there is no such place.
     """
     kinds: Counter[Format] = Counter()
-    for file in islice(_files(uri, Ignored()), DETECT_FILES):
+    for file in islice(_files(uri, Ignored(), anonymous), DETECT_FILES):
         if kind := _kind(file.path):
             kinds[kind] += 1
     if len(kinds) > 1:
@@ -103,22 +104,25 @@ def scan(
     image_column: str = "image",
     ignored: Ignored | None = None,
     threads: int = REMOTE_FILES,
+    anonymous: bool = False,
 ) -> Iterator[ImageRecord]:
     """The images of a source in order, streaming; `ignored` counts what is not taken.
 
     `threads`: remote tars and Parquet files listed at a time, each held whole in memory; with 1, and in a local source,
     records come one by one. ValueError names `source.uri` when there is no such place, no access or no image, and the
-    file when a tar is compressed, truncated or corrupt or a Parquet file lacks `image_column`.
+    file when a tar is compressed, truncated or corrupt or a Parquet file lacks `image_column`. `anonymous`: without
+    credentials, from a public bucket.
     """
     ignored = Ignored() if ignored is None else ignored
     threads = threads if storage.is_remote(uri) else 1
-    kind = detect_format(uri) if format == "auto" else format
+    kind = detect_format(uri, anonymous=anonymous) if format == "auto" else format
+    files = _files(uri, ignored, anonymous)
     if kind == "folder":
-        records = _scan_folder(uri, ignored)
+        records = _scan_folder(files, ignored)
     elif kind == "tar":
-        records = _scan_tars(uri, ignored, threads)
+        records = _scan_tars(files, ignored, threads)
     elif kind == "parquet":
-        records = _scan_parquet(uri, image_column, ignored, threads)
+        records = _scan_parquet(files, image_column, ignored, threads)
     else:
         raise ValueError(f"source.format: '{format}' is not one of auto, folder, tar, parquet")
     empty = True
@@ -132,20 +136,20 @@ def scan(
         )
 
 
-def _scan_folder(uri: str, ignored: Ignored) -> Iterator[ImageRecord]:
-    for file in _files(uri, ignored):
+def _scan_folder(files: Iterable[File], ignored: Ignored) -> Iterator[ImageRecord]:
+    for file in files:
         if _extension(file.path) in IMAGE_EXTENSIONS:
             yield ImageRecord(image_id(file.path), file.uri, 0, file.size)
         else:
             ignored.count(file.path)
 
 
-def _scan_tars(uri: str, ignored: Ignored, threads: int) -> Iterator[ImageRecord]:
+def _scan_tars(files: Iterable[File], ignored: Ignored, threads: int) -> Iterator[ImageRecord]:
     def read(tar: File) -> tuple[list[ImageRecord], Ignored]:
         left = Ignored()
         return list(_tar_records(tar, left)), left
 
-    tars = _of_kind("tar", uri, ignored)
+    tars = _of_kind("tar", files, ignored)
     if threads == 1:
         for tar in tars:
             yield from _tar_records(tar, ignored)
@@ -155,12 +159,12 @@ def _scan_tars(uri: str, ignored: Ignored, threads: int) -> Iterator[ImageRecord
         yield from records
 
 
-def _scan_parquet(uri: str, column: str, ignored: Ignored, threads: int) -> Iterator[ImageRecord]:
+def _scan_parquet(files: Iterable[File], column: str, ignored: Ignored, threads: int) -> Iterator[ImageRecord]:
     def read(file: File) -> tuple[File, int]:
         with naming_the_source(file.uri):
-            return file, parquet_rows(file.uri, column)
+            return file, parquet_rows(file.uri, column, anonymous=file.anonymous)
 
-    for file, rows in _map_ahead(read, _of_kind("parquet", uri, ignored), threads):
+    for file, rows in _map_ahead(read, _of_kind("parquet", files, ignored), threads):
         name = image_id(file.path)
         for row in range(rows):
             yield ImageRecord(f"{name}#{row}", file.uri, row, -1)
@@ -182,8 +186,8 @@ def _map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> 
                 call.cancel()
 
 
-def _of_kind(kind: Format, uri: str, ignored: Ignored) -> Iterator[File]:
-    for file in _files(uri, ignored):
+def _of_kind(kind: Format, files: Iterable[File], ignored: Ignored) -> Iterator[File]:
+    for file in files:
         if _kind(file.path) == kind:
             yield file
         else:
@@ -192,7 +196,7 @@ def _of_kind(kind: Format, uri: str, ignored: Ignored) -> Iterator[File]:
 
 def _tar_records(tar: File, ignored: Ignored) -> Iterator[ImageRecord]:
     seen: Counter[str] = Counter()
-    for member in _tar_members(tar.uri, tar.size):
+    for member in _tar_members(tar):
         name = member.name.removeprefix("./")
         if _hidden(name):
             ignored.hidden += 1
@@ -208,11 +212,11 @@ def _tar_records(tar: File, ignored: Ignored) -> Iterator[ImageRecord]:
             yield ImageRecord(image_id(f"{tar.path}/{name}") + again, tar.uri, member.offset_data, member.size)
 
 
-def _tar_members(uri: str, size: int) -> Iterator[tarfile.TarInfo]:
+def _tar_members(file: File) -> Iterator[tarfile.TarInfo]:
     """The members of a tar from its headers alone. ValueError names a tar that is compressed, truncated or corrupt."""
-    name = storage.redact(uri)
+    uri, size, name = file.uri, file.size, storage.redact(file.uri)
     reached = 0
-    with naming_the_source(uri), storage.open_input(uri, block_size=HEADER_BLOCK) as stream:
+    with naming_the_source(uri), storage.open_input(uri, block_size=HEADER_BLOCK, anonymous=file.anonymous) as stream:
         if uri.lower().endswith(COMPRESSED_TARS) or stream.read(6).startswith(COMPRESSED_MAGIC):
             raise ValueError(
                 f"source.uri: {name} is compressed, so that its members cannot be read by offset; decompress it"
@@ -243,13 +247,13 @@ def _check_end(stream: IO[bytes], offset: int) -> None:
         raise tarfile.ReadError("no tar header where one must be")
 
 
-def _files(uri: str, ignored: Ignored) -> Iterator[File]:
+def _files(uri: str, ignored: Ignored, anonymous: bool) -> Iterator[File]:
     """Every file that is not hidden; a uri of one tar, Parquet or image file is a source of one."""
     with naming_the_source(uri):
         root = uri.rstrip("/") if storage.is_remote(uri) else storage.filesystem(uri)[1]
-        size = storage.file_size(uri) if _kind(root) else None
+        size = storage.file_size(uri, anonymous=anonymous) if _kind(root) else None
         if size is None:
-            found: Iterable[storage.FileInfo] = storage.walk(uri)
+            found: Iterable[storage.FileInfo] = storage.walk(uri, anonymous=anonymous)
         else:
             root, _, name = root.rpartition("/")
             found = [storage.FileInfo(name, size)]
@@ -258,7 +262,8 @@ def _files(uri: str, ignored: Ignored) -> Iterator[File]:
                 ignored.hidden += 1
                 continue
             path = storage.join(root, file.path) if root else file.path
-            yield File(file.path, path if storage.is_remote(uri) else storage.local_uri(path), file.size)
+            place = path if storage.is_remote(uri) else storage.local_uri(path)
+            yield File(file.path, place, file.size, anonymous)
 
 
 @contextmanager
@@ -271,6 +276,11 @@ def naming_the_source(uri: str) -> Iterator[None]:
     except storage.store_errors(uri) as error:
         reason = storage.redact(str(error)) or type(error).__name__
         remedy = "; check the credentials and AWS_ENDPOINT_URL" if storage.is_remote(uri) else ""
+        if storage.lacks_credentials(error):
+            remedy = (
+                "; give AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or for a public bucket set "
+                "source.anonymous: true"
+            )
         raise ValueError(f"source.uri: cannot read {storage.redact(uri)}: {reason}{remedy}") from error
 
 

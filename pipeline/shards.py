@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.fetch import Fetcher
 from pipeline.receipts import Receipt
 from pipeline.sources import open_index
 from pipeline.stages import Stage
+from pipeline.weights import local_weights
 from workers.phases import Phases
 from workers.records import ImageRecord, with_metadata
 
@@ -124,7 +124,7 @@ class PhotoShards(ShardActor):
         from workers.decode import DecodeLimits
 
         decode = self.config.decode
-        self._fetcher = Fetcher(image_column=self.config.source.image_column)
+        self._fetcher = self.index.fetcher()
         self._limits = DecodeLimits(max_pixels=decode.max_pixels, min_side=decode.min_side)
         self.worker = self.make_worker()
 
@@ -146,7 +146,7 @@ class PhotoShards(ShardActor):
         backbone = self.config.backbone
         return load_backbone(
             backbone.name,
-            backbone.weights,
+            local_weights(backbone.weights),
             device=self.config.workers.device,
             dtype=backbone.dtype,
             sha256=backbone.sha256,

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.fetch import Fetcher
-from pipeline.scan import Ignored, detect_format, image_id, scan
+from pipeline.retries import BRIEF
+from pipeline.scan import Ignored, detect_format, image_id, naming_the_source, scan
 from workers.records import INDEX_SCHEMA, SCHEMA_VERSION, ImageRecord
 
 __all__ = [
@@ -77,7 +78,12 @@ class Index:
     digest: str
     source: str  # without credentials
     ignored: Ignored
+    anonymous: bool = False  # the source is read without credentials
     _files: _OpenFiles = field(default_factory=_OpenFiles, compare=False, repr=False)
+
+    def fetcher(self) -> Fetcher:
+        """A reader of the images of this index, for one process."""
+        return Fetcher(self.image_column, anonymous=self.anonymous)
 
     def records(self, shard: int) -> list[ImageRecord]:
         """The images of one shard, in order. IndexError when there is no such shard."""
@@ -90,12 +96,18 @@ class Index:
 
 
 def build_index(
-    folder: str, uri: str, format: str = "auto", *, shard_size: int = 1000, image_column: str = "image"
+    folder: str,
+    uri: str,
+    format: str = "auto",
+    *,
+    shard_size: int = 1000,
+    image_column: str = "image",
+    anonymous: bool = False,
 ) -> Index:
     """List the source at `uri` and write its index into `folder`, in place of an earlier one. Errors as of `scan`."""
-    kind = detect_format(uri) if format == "auto" else format
+    kind = detect_format(uri, anonymous=anonymous) if format == "auto" else format
     ignored = Ignored()
-    records = scan(uri, kind, image_column=image_column, ignored=ignored)
+    records = scan(uri, kind, image_column=image_column, ignored=ignored, anonymous=anonymous)
     storage.remove(storage.join(folder, MANIFEST))
     shards, images, digest = write_index(records, folder, shard_size)
     manifest = {
@@ -104,6 +116,7 @@ def build_index(
         "shard_size": shard_size,
         "format": kind,
         "image_column": image_column,
+        "anonymous": anonymous,
         "digest": digest,
         "source": storage.redact(uri),
         "ignored": {**asdict(ignored), "extensions": dict(sorted(ignored.extensions.items()))},
@@ -143,11 +156,16 @@ def write_index(records: Iterable[ImageRecord], folder: str, shard_size: int) ->
     return shards, images, digest.hexdigest()
 
 
-def check_source(uri: str, format: str = "auto", *, image_column: str = "image") -> ImageRecord:
+def check_source(
+    uri: str, format: str = "auto", *, image_column: str = "image", anonymous: bool = False
+) -> ImageRecord:
     """Read one image before any work starts, and return its record. ValueError names `source.uri` and the reason."""
-    fetcher = Fetcher(image_column)
+    with naming_the_source(uri):
+        storage.file_size(uri, anonymous=anonymous, retry=BRIEF)  # a mistyped endpoint is not waited for
+    fetcher = Fetcher(image_column, anonymous=anonymous)
     failure: Exception | None = None
-    for record in islice(scan(uri, format, image_column=image_column, threads=1), CHECKED_IMAGES):
+    records = scan(uri, format, image_column=image_column, threads=1, anonymous=anonymous)
+    for record in islice(records, CHECKED_IMAGES):
         try:
             fetcher.fetch(record)
         except storage.store_errors(uri) as error:

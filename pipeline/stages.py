@@ -26,6 +26,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.semantics.stego_sample import sample_size
 from pipeline.sources import Index
+from pipeline.weights import local_weights
 from workers.records import SCHEMA_VERSION
 
 ARTIFACT = "artifact.json"  # written last: an artifact folder that has it is complete
@@ -240,7 +241,8 @@ def _sample(config: Config, index: Index) -> dict[str, int] | None:
 
 def index_folder(config: Config) -> str:
     """Where the index of the config's source lies, by the source section alone."""
-    return storage.join(config.run.uri, "index", _digest(config.source.model_dump()))
+    source = config.source.model_dump(exclude=None if config.source.anonymous else {"anonymous"})
+    return storage.join(config.run.uri, "index", _digest(source))
 
 
 def done_shards(stage: Stage) -> set[int]:
@@ -259,7 +261,8 @@ def is_fitted(stage: Stage) -> bool:
 def teacher_identity(config: Config, *, download: bool = True) -> str:
     """Backbone and weights in one line, such as `dino_vits8 sha256:...`."""
     backbone = config.backbone
-    weights = resolve_weights(backbone.name, backbone.weights, sha256=backbone.sha256, download=download)
+    given = local_weights(backbone.weights, download=download)
+    weights = resolve_weights(backbone.name, given, sha256=backbone.sha256, download=download)
     return f"{backbone.name} {weights.identity}"
 
 

@@ -2,7 +2,8 @@
 
 A URI is a local path, taken as it is, a percent-encoded `file://` URI (the form of a path that is not valid UTF-8), or
 `scheme://...`. Writes are atomic: a local file is written beside its target and renamed, an object appears whole when
-its upload ends. Filesystems are made in the process that uses them and are never pickled.
+its upload ends. Remote stores are asked again as `pipeline.retries` says. Filesystems are made in the process that uses
+them and are never pickled; `anonymous` ones sign nothing, for public buckets.
 """
 
 from __future__ import annotations
@@ -10,28 +11,32 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import re
 import shutil
-import stat
 import tempfile
 import urllib.parse
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractBufferedFile
 
-TEMPORARY = ".tmp-"  # prefix of a file that is being written; never a part
+from pipeline import local_files, s3
+from pipeline.errors import ConfigError
+from pipeline.local_files import TEMPORARY
+from pipeline.retries import BRIEF, PATIENT, Retry
+
+T = TypeVar("T")
+
 S3 = frozenset({"s3", "s3a"})
-S3_OPTIONS = {
-    "use_listings_cache": False,
-    "max_concurrency": 1,  # otherwise reading an object costs a HEAD beside the GET
-    "config_kwargs": {"max_pool_connections": 64},  # botocore's 10 would hold back a fetch pool
-}
+NO_CREDENTIALS_IN_URLS = "holds credentials; give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
+PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}
+ANONYMOUS: dict[str, dict[str, Any]] = {"gcsfs": {"token": "anon"}, "adlfs": {"anon": True}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,22 +73,29 @@ def join(uri: str, *names: str) -> str:
 def redact(text: str) -> str:
     """`text` without credentials inside URLs (`scheme://user:secret@host`, signed query strings)."""
     text = re.sub(r"(\w+://)(?:[^/@:\s]+:[^@\s]*|[^/@\s]+)@", r"\1***@", text)
-    return re.sub(r"(?i)((?:X-Amz-[A-Z-]+|AWSAccessKeyId|Signature)=)[^&\s]+", r"\1***", text)
+    return re.sub(r"(?i)((?:X-(?:Amz|Goog)-[A-Z-]+|AWSAccessKeyId|Signature|[?&]sig)=)[^&\s]+", r"\1***", text)
 
 
 @functools.lru_cache(maxsize=16)
-def _filesystem(protocol: str, process: int) -> Any:
-    # Retry, endpoint, region and credentials come from the standard AWS variables and profiles.
-    return fsspec.filesystem(protocol, **(S3_OPTIONS if protocol in S3 else {}))
+def _filesystem(protocol: str, anonymous: bool, process: int) -> Any:
+    if protocol in S3:
+        return s3.connect(anonymous=anonymous)
+    return fsspec.filesystem(protocol, **(ANONYMOUS.get(PACKAGES.get(protocol, ""), {}) if anonymous else {}))
 
 
-def filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URI and the path in it. ValueError names the scheme when its package is missing."""
+def filesystem(uri: str, *, anonymous: bool = False) -> tuple[Any, str]:
+    """The fsspec filesystem of a URI and the path in it.
+
+    ConfigError names the scheme when it is unknown, and its package when that is missing; it refuses keys in a URL.
+    """
     protocol = _protocol(uri)
+    if protocol in S3 and redact(uri) != uri:
+        raise ConfigError(f"{redact(uri)}: {NO_CREDENTIALS_IN_URLS}")
     try:
-        fs = _filesystem(protocol, os.getpid())
+        fs = _filesystem(protocol, anonymous, os.getpid())
     except (ImportError, ValueError) as error:
-        raise ValueError(f"{redact(uri)}: cannot open '{protocol}://': {error}") from error
+        remedy = f"; pip install {PACKAGES[protocol]}" if protocol in PACKAGES else ""
+        raise ConfigError(f"{redact(uri)}: cannot open '{protocol}://': {error}{remedy}") from error
     if protocol == "file" and "://" in uri[:7]:
         return fs, os.fsdecode(urllib.parse.unquote_to_bytes(uri[7:]))
     return fs, fs._strip_protocol(uri)
@@ -91,33 +103,60 @@ def filesystem(uri: str) -> tuple[Any, str]:
 
 def store_errors(uri: str) -> tuple[type[Exception], ...]:
     """What a read or listing of `uri` raises when the store is at fault or refuses (S3 has more than OSError)."""
-    if _protocol(uri) not in S3:
-        return (OSError,)
-    from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
-
-    return (OSError, BotoCoreError)
+    return s3.errors() if _protocol(uri) in S3 else (OSError,)
 
 
-def read_bytes(uri: str, offset: int = 0, length: int | None = None) -> bytes:
+def lacks_credentials(error: BaseException) -> bool:
+    """Whether a store was not asked at all, because nothing says who asks."""
+    return type(error).__name__ == "NoCredentialsError"  # botocore's, which takes long to import
+
+
+def _asking(fs: Any, uri: str, function: Callable[[], T], retry: Retry) -> T:
+    """`function()`, which asks the store of `uri`; a remote one again when the failure may pass."""
+    if isinstance(fs, LocalFileSystem):
+        return function()
+    if _protocol(uri) in S3:
+        function = functools.partial(s3.with_fresh_credentials, fs, function)
+    return retry.call(function, redact(uri), store_errors(uri))
+
+
+def _s3_calls(fs: Any, uri: str, retry: Retry) -> s3.Ask:
+    """Botocore's methods by name, asked as all others."""
+    return lambda method, **parameters: _asking(fs, uri, lambda: fs.call_s3(method, **parameters), retry)
+
+
+def read_bytes(
+    uri: str, offset: int = 0, length: int | None = None, *, anonymous: bool = False, retry: Retry = PATIENT
+) -> bytes:
     """The bytes of a file, or `length` bytes from `offset`. FileNotFoundError and OSError as the store gives them."""
     if length == 0:  # a byte range cannot be empty
         return b""
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, anonymous=anonymous)
     end = None if length is None else offset + length
-    data: bytes = fs.cat_file(path, start=offset or None, end=end)
+    data: bytes = _asking(fs, uri, lambda: fs.cat_file(path, start=offset or None, end=end), retry)
     if length is not None and len(data) != length:
         raise OSError(f"{redact(uri)}: asked for {length} bytes at {offset}, got {len(data)}")
     return data
 
 
-def open_input(uri: str, *, block_size: int) -> IO[bytes]:
+def open_input(uri: str, *, block_size: int, anonymous: bool = False) -> IO[bytes]:
     """A seekable file to read. From a remote one, what is asked for and up to `block_size` bytes after it come in one
     request, and nothing is fetched of what is sought over."""
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, anonymous=anonymous)
     if isinstance(fs, LocalFileSystem):
         return Path(path).open("rb")
-    stream: IO[bytes] = fs.open(path, "rb", block_size=block_size, cache_type="readahead")
-    return stream
+    stream: Any = _asking(fs, uri, lambda: fs.open(path, "rb", block_size=block_size, cache_type="readahead"), PATIENT)
+    if isinstance(stream, AbstractBufferedFile):
+        fetch = stream.cache.fetcher
+        stream.cache.fetcher = lambda start, end: _asking(fs, uri, lambda: fetch(start, end), PATIENT)
+    opened: IO[bytes] = stream
+    return opened
+
+
+def version(uri: str) -> str:
+    """What tells the object that is there now from an earlier or later one. FileNotFoundError when there is none."""
+    fs, path = filesystem(uri)
+    return str(_asking(fs, uri, lambda: fs.ukey(path), PATIENT))
 
 
 def sha256(uri: str) -> str:
@@ -138,105 +177,120 @@ def local_copy(uri: str) -> Iterator[Path]:
         yield Path(copy.name)
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Write a whole file atomically, replacing what is there."""
+def write_bytes(uri: str, data: bytes, *, retry: Retry = PATIENT, part_bytes: int = s3.PART_BYTES) -> None:
+    """Write a whole file atomically, replacing what is there; to S3 above `part_bytes` in parts."""
     fs, path = filesystem(uri)
-    if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(path, data)
-        return
-    with _replacing(Path(path)) as stream:
-        stream.write(data)
+    if isinstance(fs, LocalFileSystem):
+        with local_files.replacing(Path(path)) as stream:
+            stream.write(data)
+    elif _protocol(uri) in S3:
+        _upload(fs, uri, lambda start, length: data[start : start + length], len(data), retry, part_bytes)
+    else:
+        _asking(fs, uri, lambda: fs.pipe_file(path, data), retry)
 
 
 @contextlib.contextmanager
-def open_output(uri: str) -> Iterator[IO[bytes]]:
+def open_output(uri: str, *, part_bytes: int = s3.PART_BYTES) -> Iterator[IO[bytes]]:
     """A file to write piece by piece; it appears whole when the block ends, and not at all when the block raises."""
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
-        with _replacing(Path(path)) as stream:
+        with local_files.replacing(Path(path)) as stream:
             yield stream
         return
     with tempfile.NamedTemporaryFile() as copy:
         yield copy
         copy.flush()
-        fs.put_file(copy.name, path)
+        if _protocol(uri) in S3:
+            size = os.stat(copy.name).st_size  # noqa: PTH116
+            _upload(fs, uri, lambda start, length: os.pread(copy.fileno(), length, start), size, PATIENT, part_bytes)
+        else:
+            _asking(fs, uri, lambda: fs.put_file(copy.name, path), PATIENT)
 
 
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[IO[bytes]]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{TEMPORARY}{target.name}-{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
+def _upload(fs: Any, uri: str, read: Callable[[int, int], bytes], size: int, retry: Retry, part_bytes: int) -> None:
+    bucket, key, _ = fs.split_path(uri)
+    s3.upload(_s3_calls(fs, uri, retry), _s3_calls(fs, uri, BRIEF), bucket, key, read, size, part_bytes)
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
-    """Write a file only if none is there (exclusive create, conditional put). False when one is there."""
+    """Write a file only if none is there (exclusive create, conditional put). False when another one is there.
+
+    In a remote store, one with this very content counts as ours: our first request may have arrived and its answer not.
+    """
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
-        fs.pipe_file(path, data, mode="create")
+        if _protocol(uri) in S3:
+            bucket, key, _ = fs.split_path(uri)
+            created = s3.create(_s3_calls(fs, uri, PATIENT), bucket, key, data)
+        else:
+            _asking(fs, uri, lambda: fs.pipe_file(path, data, mode="create"), PATIENT)
+            created = True
     except FileExistsError:
-        return False
-    return True
+        created = False
+    return created or (is_remote(uri) and _holds(uri, data))
+
+
+def _holds(uri: str, data: bytes) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return read_bytes(uri) == data
+    return False
 
 
 def take_away(uri: str) -> bytes | None:
     """Remove a file and return what it held; None when another process was faster. Atomic on local disks."""
     fs, path = filesystem(uri)
-    if not isinstance(fs, LocalFileSystem):
-        data = read_bytes(uri)
-        remove(uri)
-        return data
-    aside = Path(path).with_name(f"{TEMPORARY}{Path(path).name}-{uuid.uuid4().hex}")
     try:
-        Path(path).rename(aside)
+        if not isinstance(fs, LocalFileSystem):
+            data = read_bytes(uri)
+            remove(uri)
+            return data
+        return local_files.take_away(Path(path))
     except FileNotFoundError:
         return None
-    data = aside.read_bytes()
-    aside.unlink()
-    return data
 
 
-def exists(uri: str) -> bool:
-    fs, path = filesystem(uri)
-    return bool(fs.exists(path))
+def exists(uri: str, *, anonymous: bool = False) -> bool:
+    """Whether there is a file, or a folder that holds something."""
+    return _info(uri, anonymous, PATIENT) is not None
 
 
-def file_size(uri: str) -> int | None:
+def file_size(uri: str, *, anonymous: bool = False, retry: Retry = PATIENT) -> int | None:
     """Bytes of a file; None when there is none, or a folder."""
-    fs, path = filesystem(uri)
+    found = _info(uri, anonymous, retry)
+    return int(found["size"]) if found is not None and found["type"] == "file" else None
+
+
+def _info(uri: str, anonymous: bool, retry: Retry) -> dict[str, Any] | None:
+    fs, path = filesystem(uri, anonymous=anonymous)
     try:
-        found = fs.info(path)
+        found: dict[str, Any] = _asking(fs, uri, lambda: fs.info(path), retry)
     except FileNotFoundError:
         return None
-    return int(found["size"]) if found["type"] == "file" else None
+    return found
 
 
-def remove(uri: str) -> None:
+def remove(uri: str, *, retry: Retry = PATIENT) -> None:
     """Delete a file; nothing happens when it is not there."""
     fs, path = filesystem(uri)
     with contextlib.suppress(FileNotFoundError):
-        fs.rm_file(path)
+        _asking(fs, uri, lambda: fs.rm_file(path), retry)
 
 
 def list_folder(uri: str) -> dict[str, int]:
     """Names and sizes of the files directly in a folder, sorted by name; empty when there is no such folder."""
     fs, path = filesystem(uri)
     try:
-        entries = fs.ls(path, detail=True)
+        if _protocol(uri) in S3:
+            bucket, prefix = _place(fs, path)
+            found = s3.list_keys(_s3_calls(fs, uri, PATIENT), bucket, prefix, below=False)
+            files = {key.removeprefix(prefix): size for key, size in found}
+        else:
+            entries = _asking(fs, uri, lambda: fs.ls(path, detail=True), PATIENT)
+            files = {e["name"].rsplit("/", 1)[-1]: int(e["size"]) for e in entries if e["type"] == "file"}
     except FileNotFoundError:
         return {}
-    files = {e["name"].rsplit("/", 1)[-1]: int(e["size"]) for e in entries if e["type"] == "file"}
     return dict(sorted(files.items()))
 
 
@@ -244,12 +298,11 @@ def list_subfolders(uri: str) -> list[str]:
     """Names of the folders directly in a folder, sorted; a link to one is none. Empty when there is no such folder."""
     fs, path = filesystem(uri)
     try:
-        entries = fs.ls(path, detail=True)
+        entries = _asking(fs, uri, lambda: fs.ls(path, detail=True), PATIENT)
     except FileNotFoundError:
         return []
-    return sorted(
-        e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory" and not e.get("islink")
-    )
+    folders = (e["name"].rstrip("/") for e in entries if e["type"] == "directory" and not e.get("islink"))
+    return sorted(name.rsplit("/", 1)[-1] for name in folders)
 
 
 def remove_folder(uri: str) -> None:
@@ -258,80 +311,65 @@ def remove_folder(uri: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         if isinstance(fs, LocalFileSystem):
             shutil.rmtree(path)
+        elif _protocol(uri) in S3:
+            s3.remove_all(_s3_calls(fs, uri, PATIENT), *_place(fs, path))
         else:
-            fs.rm(path, recursive=True)
+            _asking(fs, uri, lambda: fs.rm(path, recursive=True), PATIENT)
 
 
-def walk(uri: str) -> Iterator[FileInfo]:
+def remove_litter(uri: str) -> None:
+    """Remove what writers that were killed have left directly in a folder: temporary files, and on S3 pending uploads,
+    also of the folders in it. Nobody may be writing there."""
+    for name in list_folder(uri):
+        if name.startswith(TEMPORARY):
+            remove(join(uri, name))
+    if _protocol(uri) in S3:
+        fs, path = filesystem(uri)
+        s3.abort_uploads(_s3_calls(fs, uri, PATIENT), *_place(fs, path))
+
+
+def glob(uri: str) -> dict[str, int]:
+    """Paths, without the scheme, and sizes of the files that match a pattern; in it `*` stays in one folder, and `**`
+    goes into those below."""
+    fs, path = filesystem(uri)
+    found = _asking(fs, uri, lambda: fs.glob(path, detail=True), PATIENT)
+    return {name: int(entry["size"]) for name, entry in found.items() if entry["type"] == "file"}
+
+
+def walk(uri: str, *, anonymous: bool = False) -> Iterator[FileInfo]:
     """Every file under a folder, in the byte order of its relative path. FileNotFoundError when there is no folder.
 
     Memory: the names of one local folder, one page of an S3 listing; of other stores the whole listing. A link that
     leads nowhere is listed with size 0. A name that is not valid UTF-8 has surrogate escapes (PEP 383).
     """
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, anonymous=anonymous)
     if isinstance(fs, LocalFileSystem):
         if not Path(path).is_dir():
             raise FileNotFoundError(f"no folder {redact(uri)}")
-        yield from _walk_local(Path(path), "", frozenset())
+        yield from itertools.starmap(FileInfo, local_files.walk(Path(path)))
         return
-    root = path.rstrip("/") + "/"
     empty = True
-    for name, size in _list_s3(fs, path) if _protocol(uri) in S3 else _list_remote(fs, path):
+    for file in _walk_s3(fs, uri, path) if _protocol(uri) in S3 else _walk_remote(fs, uri, path):
         empty = False
-        yield FileInfo(name.removeprefix(root), size)
-    if empty and not fs.exists(path):
+        yield file
+    if empty and not exists(uri, anonymous=anonymous):
         raise FileNotFoundError(f"no folder {redact(uri)}")
 
 
-def _list_remote(fs: Any, path: str) -> Iterator[tuple[str, int]]:
-    found = fs.find(path, detail=True)
+def _walk_remote(fs: Any, uri: str, path: str) -> Iterator[FileInfo]:
+    found = _asking(fs, uri, lambda: fs.find(path, detail=True), PATIENT)
     for name in sorted(found, key=str.encode):
-        yield name, int(found[name]["size"])
+        yield FileInfo(name.removeprefix(path.rstrip("/") + "/"), int(found[name]["size"]))
 
 
-def _list_s3(fs: Any, path: str) -> Iterator[tuple[str, int]]:
+def _walk_s3(fs: Any, uri: str, path: str) -> Iterator[FileInfo]:
     # s3fs' own `find` holds the whole listing; a page at a time is flat, and S3 sorts keys by their UTF-8 bytes.
+    bucket, prefix = _place(fs, path)
+    for key, size in s3.list_keys(_s3_calls(fs, uri, PATIENT), bucket, prefix, below=True):
+        yield FileInfo(key.removeprefix(prefix), size)
+
+
+def _place(fs: Any, path: str) -> tuple[str, str]:
+    """The bucket, and what the keys in a folder begin with."""
     bucket, key, _ = fs.split_path(path.rstrip("/"))
-    request = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
-    last = b""
-    while True:
-        page = fs.call_s3("list_objects_v2", **request)
-        for entry in page.get("Contents", ()):
-            if entry["Key"].encode() <= last:
-                raise OSError(f"s3://{bucket} does not list its keys in byte order (a directory bucket?)")
-            last = entry["Key"].encode()
-            if not entry["Key"].endswith("/"):  # the marker that consoles leave for an empty folder
-                yield f"{bucket}/{entry['Key']}", int(entry["Size"])
-        if not page.get("IsTruncated"):
-            return
-        request["ContinuationToken"] = page["NextContinuationToken"]
-
-
-def _walk_local(root: Path, prefix: str, parents: frozenset[str]) -> Iterator[FileInfo]:
-    here = os.path.realpath(root / prefix)
-    if here in parents:  # a link to a folder above itself
-        return
-    with os.scandir(root / prefix) as scan:
-        # A folder sorts as its name and a slash, so that the order is that of whole keys in a bucket.
-        names = sorted(os.fsencode(entry.name) + b"/" * _is_folder(entry) for entry in scan)
-    for name in map(os.fsdecode, names):
-        if name.endswith("/"):
-            yield from _walk_local(root, prefix + name, parents | {here})
-        elif (size := _regular_size(root / prefix / name)) is not None:
-            yield FileInfo(prefix + name, size)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _regular_size(path: Path) -> int | None:
-    """Bytes of a regular file, 0 of a link that leads nowhere, None of a pipe, socket or device."""
-    try:
-        found = path.stat()
-    except OSError:
-        return 0
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return bucket, f"{key}/" if key else ""

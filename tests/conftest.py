@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
+from tests.fault_proxy import FaultProxy
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 RAY_ENVIRONMENT = {
@@ -61,16 +63,21 @@ def s3_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     for name, value in {**KEYS, "AWS_ENDPOINT_URL": s3_endpoint}.items():
         monkeypatch.setenv(name, value)
     forget_filesystems()
-    uri = f"s3://bucket-{uuid.uuid4().hex}"
-    fs, path = storage.filesystem(uri)
-    fs.mkdir(path)
-    yield uri
+    name = f"bucket-{uuid.uuid4().hex}"
+    urllib.request.urlopen(urllib.request.Request(f"{s3_endpoint}/{name}", method="PUT")).close()
+    yield f"s3://{name}"
     forget_filesystems()
+
+
+@pytest.fixture
+def proxy(s3_endpoint: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """The way to the store of `s3_bucket`, for this process and those it starts; it counts, and fails where told to."""
+    with FaultProxy(s3_endpoint) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
+        forget_filesystems()
+        yield running
 
 
 def forget_filesystems() -> None:
     """The next filesystem reads the AWS variables afresh."""
-    import s3fs
-
     storage._filesystem.cache_clear()
-    s3fs.S3FileSystem.clear_instance_cache()

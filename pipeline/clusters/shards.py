@@ -32,9 +32,8 @@ def read_embeddings(uri: str) -> np.ndarray:
 
     ValueError names the part when it cannot be read, has no such column, or holds a value that is not finite.
     """
-    fs, path = storage.filesystem(uri)
     try:
-        with fs.open(path, "rb") as stream, pq.ParquetFile(stream) as file:
+        with storage.open_input(uri, block_size=0) as stream, pq.ParquetFile(stream) as file:
             rows = kernel.embedding_rows(file.read(columns=["embedding"])["embedding"])
     except (KeyError, ValueError) as error:
         raise ValueError(

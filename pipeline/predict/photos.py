@@ -131,19 +131,18 @@ def _records(one: _Input, image_column: str) -> Iterator[ImageRecord]:
 
 
 def _glob(one: _Input, image_column: str) -> Iterator[ImageRecord]:
-    fs = storage.filesystem(one.scheme + one.path)[0]
-    found = fs.glob(one.path, detail=True)
+    found = storage.glob(one.scheme + one.path)
     for path in sorted(found, key=os.fsencode):
         name = posixpath.relpath(path, one.base)
         hidden = any(part.startswith(".") for part in name.split("/"))
-        if hidden or found[path]["type"] != "file":
+        if hidden:
             continue
         if path.lower().endswith(CONTAINERS):
             folder = posixpath.dirname(name)
             for record in _scan(one.uri(path), image_column):
                 yield replace(record, image_id=posixpath.join(image_id(folder), record.image_id))
         elif posixpath.splitext(path)[1].lower() in IMAGE_EXTENSIONS:
-            yield ImageRecord(image_id(name), one.uri(path), 0, int(found[path]["size"]))
+            yield ImageRecord(image_id(name), one.uri(path), 0, found[path])
 
 
 def _scan(uri: str, image_column: str) -> Iterator[ImageRecord]:

@@ -112,7 +112,7 @@ def count_segments(stage: Stage, index: Index, done: Collection[int]) -> Segment
 def draw_maps(run: Run, colors: Sequence[overlay.Color], wanted: int) -> list[MapPicture]:
     """Up to `wanted` images, evenly spaced over the finished class maps, each beside its map in `colors`."""
     places = rows.sample_images(run.index, run.done["semantics"], wanted) if wanted else []
-    fetcher = Fetcher(run.index.image_column)
+    fetcher = run.index.fetcher()
     return list(ahead(lambda job: _draw(fetcher, run, job, colors), _jobs(run, places), depth=DRAWERS))
 
 

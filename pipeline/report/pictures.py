@@ -89,7 +89,7 @@ class Drawer:
         self, places: Collection[tuple[int, int]], members: Iterable[Member]
     ) -> tuple[list[Picture], dict[Member, Crop]]:
         """The photos at (shard, row) of `places`, in their order, and the cut-outs of `members`."""
-        fetcher = Fetcher(self.index.image_column)
+        fetcher = self.index.fetcher()
         pictures: dict[tuple[int, int], Picture] = {}
         crops: dict[Member, Crop] = {}
         for drawn in ahead(lambda job: self._draw_job(fetcher, job), self._jobs(places, members), depth=DRAWERS):

@@ -97,6 +97,8 @@ def _read_latest(uri: str) -> tuple[dict[str, Any], dict[str, str]] | None:
         return dict(latest["config"]), fingerprints
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ConfigError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{storage.redact(where)} is not what u2label run writes ({error!r}); run again") from error
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.fetch import Fetcher
 from pipeline.shards import read_columns
 from pipeline.sources import Index
 from workers.decode import DecodeLimits, decode_image
@@ -58,7 +57,7 @@ class _Reader:
     """What one process has open."""
 
     def __init__(self, index: Index) -> None:
-        self.fetcher = Fetcher(index.image_column)
+        self.fetcher = index.fetcher()
         self.records = functools.lru_cache(maxsize=PARTS_HELD)(index.records)
         self.maps = functools.lru_cache(maxsize=PARTS_HELD)(_class_maps)
 

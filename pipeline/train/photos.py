@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.errors import ConfigError
-from pipeline.fetch import Fetcher
 from pipeline.shards import read_columns
 from pipeline.sources import Index
 from pipeline.train.order import MIXED_PARTS
@@ -127,7 +126,7 @@ class _Reader:
     """What one process has open. Not safe in threads by itself."""
 
     def __init__(self, index: Index, labels: Labels) -> None:
-        self.fetcher = Fetcher(index.image_column)
+        self.fetcher = index.fetcher()
         self._index, self._labels = index, labels
         self._held: OrderedDict[int, tuple[Any, Any, Any]] = OrderedDict()
 

@@ -43,7 +43,7 @@ def test_a_store_that_fails_once_is_asked_again(tmp_path: Path, monkeypatch: pyt
     values = [os.urandom(3000) for _ in range(60)]
     put(str(tmp_path), {"x.parquet": parquet({"image": values}, rows_per_group=20)})
     records = list(scan(str(tmp_path)))
-    monkeypatch.setattr(storage, "open_input", lambda uri, block_size: Flaky(uri))
+    monkeypatch.setattr(storage, "open_input", lambda uri, block_size, anonymous: Flaky(uri))
     fetcher = Fetcher()
     assert fetcher.fetch(records[0]) == values[0]
     Flaky.failing = True

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
 from pipeline.sources import Ignored, Index, build_index, check_source, open_index, scan, write_index
+from tests.fault_proxy import FaultProxy
 from tests.pipeline.image_sources import SHARD, put, tar
 from workers.records import ImageRecord
 
@@ -92,6 +95,34 @@ def test_the_manifest_tells_what_was_left_out(tmp_path: Path) -> None:
     assert index.source == str(tmp_path / "photos")
 
 
+def test_memory_does_not_grow_with_the_keys_of_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs, _ = storage.filesystem("s3://bucket")
+    peaks = []
+    for keys in (1_000, 2_000, 20_000):  # the first imports what it needs
+        monkeypatch.setattr(fs, "call_s3", Listing(keys))
+        tracemalloc.start()
+        index = build_index(str(tmp_path / str(keys)), "s3://bucket/photos", shard_size=100)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert (index.images, index.shards) == (keys, keys // 100)
+        assert index.records(keys // 100 - 1)[-1].image_id == f"{keys - 1:07d}.jpg"
+    assert peaks[2] < 1.2 * peaks[1] < 2e6
+
+
+class Listing:
+    """A bucket of so many photos, by `list_objects_v2`; all that `fs.call_s3` is asked for."""
+
+    def __init__(self, keys: int) -> None:
+        self._keys = keys
+
+    def __call__(self, method: str, *, Bucket: str, Prefix: str, ContinuationToken: str = "0") -> dict[str, Any]:
+        assert method == "list_objects_v2"
+        start = int(ContinuationToken)
+        end = min(self._keys, start + 1000)
+        contents = [{"Key": f"{Prefix}{number:07d}.jpg", "Size": 120_000} for number in range(start, end)]
+        return {"Contents": contents, "IsTruncated": end < self._keys, "NextContinuationToken": str(end)}
+
+
 def test_shards_of_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"source\.shard_size: 0"):
         write_index(numbered(3), str(tmp_path), 0)
@@ -110,16 +141,8 @@ def test_a_bucket_that_is_not_there_is_named(s3_bucket: str) -> None:
         check_source("s3://no-such-bucket/photos")
 
 
-def test_a_store_that_does_not_answer_is_named(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from botocore.exceptions import EndpointConnectionError
-
-    fs, _ = storage.filesystem(s3_bucket)
-
-    def refused(*args: object, **kwargs: object) -> None:
-        raise EndpointConnectionError(endpoint_url="http://127.0.0.1:9")
-
-    monkeypatch.setattr(fs, "call_s3", refused)
-    with pytest.raises(ValueError, match=r"source\.uri: cannot read s3://.*127\.0\.0\.1:9.*credentials"):
+def test_a_store_that_does_not_answer_is_named_and_not_waited_for(proxy: FaultProxy, s3_bucket: str) -> None:
+    with proxy.down(), pytest.raises(ValueError, match=rf"source\.uri: cannot read s3://.*{proxy.url}.*credentials"):
         check_source(s3_bucket)
 
 
