@@ -51,7 +51,7 @@ def resolve_weights(name: str, weights: str, *, sha256: str | None = None, downl
 def official_file(name: str, *, download: bool = True) -> Path:
     """Path of the official weights in torch's hub cache, fetched from their published URL the first time."""
     url = OFFICIAL_URLS[name]
-    path = _hub_folder() / "checkpoints" / url.rsplit("/", 1)[1]
+    path = hub_folder() / "checkpoints" / url.rsplit("/", 1)[1]
     if path.is_file() or not download:
         return path
     import torch.hub
@@ -67,7 +67,7 @@ def official_file(name: str, *, download: bool = True) -> Path:
     return path
 
 
-def _hub_folder() -> Path:
+def hub_folder() -> Path:
     """`torch.hub.get_dir()`, told without torch."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("TORCH_HOME") or f"{cache}/torch").expanduser() / "hub"

@@ -15,10 +15,11 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.lease import run_lease
+from pipeline.receipts import FOLDER as RECEIPTS
 from pipeline.sources import MANIFEST, open_index
 from pipeline.stages import ARTIFACT, LATEST, STAGES, base_name, index_folder, resolve_stages
 
-INDEX, RECEIPTS = "index", "receipts"
+INDEX = "index"
 FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 RECEIPT = re.compile(r"(?P<stage>[a-z_]+(?:_\d+)?)-(?P<fingerprint>[0-9a-f]{12})-\d+\.jsonl")
 

@@ -51,15 +51,13 @@ def user_errors(as_json: bool = False) -> Iterator[None]:
 
 
 def fail(message: str, code: int, *, as_json: bool = False, failures: Sequence[Receipt] = ()) -> NoReturn:
+    from pipeline.log import say
     from pipeline.storage import redact
 
-    message = redact(message)
     if as_json:
         failed = [{"stage": r.stage, "shard": r.shard, "error": r.error} for r in failures]
-        _print_json({"error": message, "exit_code": code, "failed": failed})
-    from pipeline.log import say
-
-    say(f"u2label: {message}", level=logging.ERROR)
+        _print_json({"error": redact(message), "exit_code": code, "failed": failed})
+    say(f"u2label: {redact(message)}", level=logging.ERROR)
     sys.exit(code)
 
 

@@ -30,8 +30,7 @@ class JsonLines(logging.Handler):
         print(json.dumps(entry | {"message": record.getMessage()}, ensure_ascii=False), file=sys.stderr, flush=True)
 
 
-_logger = logging.getLogger("u2label")
-_logger.propagate = False
+_logger = logging.getLogger("pipeline")  # of all our modules
 _logger.setLevel(logging.INFO)
 
 

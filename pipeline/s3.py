@@ -5,8 +5,10 @@ fresh credentials.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 import fsspec
@@ -34,9 +36,30 @@ def connect(*, anonymous: bool = False, attempts: int = 1) -> Any:
     One attempt, so that `pipeline.retries` alone decides, as it says; or so many, by botocore.
     """
     retries = {"retries": {"total_max_attempts": attempts, "mode": "standard"}}
-    fs = fsspec.filesystem("s3", anon=anonymous, **OPTIONS, config_kwargs=CLIENT | retries)
+    fs = fsspec.filesystem("s3", anon=anonymous, **OPTIONS, config_kwargs=CLIENT | retries, session=_session())
     fs.retries = 1
     return fs
+
+
+def _session() -> Any:
+    """A session whose answers are read fast: of a listing, most of the time is the parsing of dates by dateutil."""
+    from aiobotocore.session import AioSession  # type: ignore[import-untyped]
+
+    session = AioSession()
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_time)
+    return session
+
+
+def parse_time(value: Any) -> datetime:
+    """A time of an answer: ISO 8601, as listings have it, at once, and all others as botocore does."""
+    from botocore.utils import parse_timestamp  # type: ignore[import-untyped]
+
+    with contextlib.suppress(ValueError, TypeError):
+        parsed = datetime.fromisoformat(value)
+        if parsed.tzinfo is not None:
+            return parsed
+    found: datetime = parse_timestamp(value)
+    return found
 
 
 def errors() -> tuple[type[Exception], ...]:
@@ -60,6 +83,7 @@ def with_fresh_credentials(fs: Any, function: Callable[[], Any]) -> Any:
             raise
     with _renewal:
         if fs.session is session:  # else another thread was faster
+            fs.session = _session()  # the credentials lie in it
             fs.connect(refresh=True)
     return function()
 
@@ -82,6 +106,15 @@ def list_keys(ask: Ask, bucket: str, prefix: str, *, below: bool) -> Iterator[tu
         if not page.get("IsTruncated"):
             return
         request["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def remove_all(ask: Ask, bucket: str, prefix: str) -> None:
+    """Delete every object whose key begins with `prefix`, a thousand a request. OSError names one that stays."""
+    keys = (key for key, _ in list_keys(ask, bucket, prefix, below=True))
+    while batch := [{"Key": key} for key in itertools.islice(keys, 1000)]:
+        answer = ask("delete_objects", Bucket=bucket, Delete={"Objects": batch, "Quiet": True})
+        for refused in answer.get("Errors", ()):
+            raise OSError(f"cannot delete s3://{bucket}/{refused.get('Key')}: {refused.get('Message')}")
 
 
 def create(ask: Ask, bucket: str, key: str, data: bytes) -> bool:

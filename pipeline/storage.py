@@ -294,6 +294,29 @@ def list_folder(uri: str) -> dict[str, int]:
     return dict(sorted(files.items()))
 
 
+def list_subfolders(uri: str) -> list[str]:
+    """Names of the folders directly in a folder, sorted; a link to one is none. Empty when there is no such folder."""
+    fs, path = filesystem(uri)
+    try:
+        entries = _asking(fs, uri, lambda: fs.ls(path, detail=True), PATIENT)
+    except FileNotFoundError:
+        return []
+    folders = (e["name"].rstrip("/") for e in entries if e["type"] == "directory" and not e.get("islink"))
+    return sorted(name.rsplit("/", 1)[-1] for name in folders)
+
+
+def remove_folder(uri: str) -> None:
+    """Delete a folder and all it holds, in a bucket a thousand objects a request; nothing happens without one."""
+    fs, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        if isinstance(fs, LocalFileSystem):
+            shutil.rmtree(path)
+        elif _protocol(uri) in S3:
+            s3.remove_all(_s3_calls(fs, uri, PATIENT), *_place(fs, path))
+        else:
+            _asking(fs, uri, lambda: fs.rm(path, recursive=True), PATIENT)
+
+
 def remove_litter(uri: str) -> None:
     """Remove what writers that were killed have left directly in a folder: temporary files, and on S3 pending uploads,
     also of the folders in it. Nobody may be writing there."""
@@ -311,28 +334,6 @@ def glob(uri: str) -> dict[str, int]:
     fs, path = filesystem(uri)
     found = _asking(fs, uri, lambda: fs.glob(path, detail=True), PATIENT)
     return {name: int(entry["size"]) for name, entry in found.items() if entry["type"] == "file"}
-
-
-def list_subfolders(uri: str) -> list[str]:
-    """Names of the folders directly in a folder, sorted; a link to one is none. Empty when there is no such folder."""
-    fs, path = filesystem(uri)
-    try:
-        entries = _asking(fs, uri, lambda: fs.ls(path, detail=True), PATIENT)
-    except FileNotFoundError:
-        return []
-    return sorted(
-        e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory" and not e.get("islink")
-    )
-
-
-def remove_folder(uri: str) -> None:
-    """Delete a folder and all it holds, in a bucket a thousand objects a request; nothing happens without one."""
-    fs, path = filesystem(uri)
-    with contextlib.suppress(FileNotFoundError):
-        if isinstance(fs, LocalFileSystem):
-            shutil.rmtree(path)
-        else:
-            _asking(fs, uri, lambda: fs.rm(path, recursive=True), PATIENT)
 
 
 def walk(uri: str, *, anonymous: bool = False) -> Iterator[FileInfo]:

@@ -8,6 +8,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -367,3 +368,43 @@ def test_a_listing_that_is_not_in_byte_order_is_refused() -> None:
     page = {"Contents": [{"Key": "b", "Size": 1}, {"Key": "a", "Size": 1}]}
     with pytest.raises(OSError, match="byte order"):
         list(s3.list_keys(lambda method, **request: page, "bucket", "", below=True))
+
+
+def test_a_folder_is_removed_page_by_page_and_nothing_beside_it(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("run/a/0", "run/a/1", "run/a/b/2", "run/a/3", "run/a/4", "run/ab", "run/b/0"):
+        storage.write_bytes(f"{s3_bucket}/{name}", b"x")
+    fs, _ = storage.filesystem(s3_bucket)
+
+    def two_a_page(method: str, **request: object) -> object:
+        pages = {"MaxKeys": 2} if method == "list_objects_v2" else {}
+        return type(fs).call_s3(fs, method, **pages, **request)
+
+    monkeypatch.setattr(fs, "call_s3", two_a_page)
+    storage.remove_folder(f"{s3_bucket}/run/a")
+    storage.remove_folder(f"{s3_bucket}/run/nothing")
+    assert [file.path for file in storage.walk(f"{s3_bucket}/run")] == ["ab", "b/0"]
+
+
+def test_an_object_that_must_not_be_deleted_is_named() -> None:
+    answers = {
+        "list_objects_v2": {"Contents": [{"Key": "run/a", "Size": 1}]},
+        "delete_objects": {"Errors": [{"Key": "run/a", "Code": "AccessDenied", "Message": "Access Denied"}]},
+    }
+    with pytest.raises(OSError, match="cannot delete s3://bucket/run/a: Access Denied"):
+        s3.remove_all(lambda method, **request: answers[method], "bucket", "run/")
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-11-21T15:00:00.000Z", "2026-11-21T16:00:00+01:00", "Sat, 21 Nov 2026 15:00:00 GMT", 1795273200]
+)
+def test_times_of_answers_are_read_as_botocore_does(text: object) -> None:
+    assert s3.parse_time(text) == datetime(2026, 11, 21, 15, tzinfo=UTC)
+
+
+def test_listings_are_parsed_with_it(s3_bucket: str) -> None:
+    storage.write_bytes(f"{s3_bucket}/a", b"x")
+    fs, path = storage.filesystem(f"{s3_bucket}/a")
+    fs.info(path)
+    assert fs.session.get_component("response_parser_factory")._defaults == {"timestamp_parser": s3.parse_time}
