@@ -294,8 +294,8 @@ def list_folder(uri: str) -> dict[str, int]:
 
 
 def remove_litter(uri: str) -> None:
-    """Remove what writers that were killed have left directly in a folder: temporary files, and on S3 pending uploads,
-    also of the folders in it. Nobody may be writing there."""
+    """Remove what writers that were killed have left directly in a folder: temporary files, and on S3 the parts of
+    uploads. Nobody may be writing there."""
     for name in list_folder(uri):
         if name.startswith(TEMPORARY):
             remove(join(uri, name))
