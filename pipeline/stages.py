@@ -45,6 +45,7 @@ STAGES = (
     "labels",
 )
 LATEST = "latest.json"  # of the run folder: config and fingerprints of the last run, for `report` and people
+PAGE = 1000  # parts that a bucket lists in one answer
 PART = re.compile(r"part-(\d{5,})\.parquet")
 ROUND = re.compile(r"_(\d+)$")
 LABELS = frozenset({"panoptic", "predictions", "labels"})  # stages of parts with panoptic labels
@@ -72,10 +73,14 @@ class Stage:
     images: int | None = None  # photos that all its shards together look at; None where that is not known
 
     def part(self, shard: int) -> str:
-        return storage.join(self.folder, f"part-{shard:05d}.parquet")
+        return storage.join(self.folder, part_name(shard))
 
     def parts(self) -> list[str]:
         return [self.part(shard) for shard in range(self.shards)]
+
+
+def part_name(shard: int) -> str:
+    return f"part-{shard:05d}.parquet"
 
 
 def stage_names(config: Config) -> tuple[str, ...]:
@@ -247,9 +252,10 @@ def index_folder(config: Config) -> str:
 
 def done_shards(stage: Stage) -> set[int]:
     """The shards whose part is there and whole. A local part that was cut short does not count."""
+    cuts = [part_name(shard) for shard in range(PAGE - 1, stage.shards - 1, PAGE)]
     return {
         int(found[1])
-        for name, size in storage.list_folder(stage.folder).items()
+        for name, size in storage.list_folder(stage.folder, cuts=cuts).items()
         if (found := PART.fullmatch(name)) and _whole(storage.join(stage.folder, name), size)
     }
 

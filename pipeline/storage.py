@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -278,13 +278,14 @@ def remove(uri: str, *, retry: Retry = PATIENT) -> None:
         _asking(fs, uri, lambda: fs.rm_file(path), retry)
 
 
-def list_folder(uri: str) -> dict[str, int]:
-    """Names and sizes of the files directly in a folder, sorted by name; empty when there is no such folder."""
+def list_folder(uri: str, *, cuts: Sequence[str] = ()) -> dict[str, int]:
+    """Names and sizes of the files directly in a folder, sorted by name; empty when there is no such folder. A bucket
+    lists the pieces between the names `cuts` side by side."""
     fs, path = filesystem(uri)
     try:
         if _protocol(uri) in S3:
             bucket, prefix = _place(fs, path)
-            found = s3.list_keys(_s3_calls(fs, uri, PATIENT), bucket, prefix, below=False)
+            found = s3.list_in_pieces(_s3_calls(fs, uri, PATIENT), bucket, prefix, [prefix + cut for cut in cuts])
             files = {key.removeprefix(prefix): size for key, size in found}
         else:
             entries = _asking(fs, uri, lambda: fs.ls(path, detail=True), PATIENT)

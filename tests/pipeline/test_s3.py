@@ -14,6 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import s3, storage
 from pipeline.lease import run_lease
@@ -408,3 +410,31 @@ def test_listings_are_parsed_with_it(s3_bucket: str) -> None:
     fs, path = storage.filesystem(f"{s3_bucket}/a")
     fs.info(path)
     assert fs.session.get_component("response_parser_factory")._defaults == {"timestamp_parser": s3.parse_time}
+
+
+@given(
+    st.lists(st.integers(0, 120_000), unique=True, max_size=60),
+    st.lists(st.integers(0, 120_000), max_size=5),
+    st.integers(1, 9),
+)
+def test_a_folder_in_pieces_is_the_folder(shards: list[int], cuts: list[int], page_size: int) -> None:
+    """Also where the numbers have five digits and six, whose byte order is not that of the numbers."""
+    keys = sorted([f"run/part-{shard:05d}.parquet" for shard in shards] + ["run/artifact.json", "run/z"])
+
+    def ask(method: str, **request: str) -> dict[str, object]:
+        rest = [key for key in keys if key > request.get("ContinuationToken", request.get("StartAfter", ""))]
+        page = rest[:page_size]
+        more = {"IsTruncated": True, "NextContinuationToken": page[-1]} if len(rest) > page_size else {}
+        return {"Contents": [{"Key": key, "Size": 9} for key in page], **more}
+
+    found = list(s3.list_in_pieces(ask, "bucket", "run/", [f"run/part-{cut:05d}.parquet" for cut in cuts]))
+    assert found == [(key, 9) for key in keys]
+
+
+def test_a_piece_that_fills_its_page_is_one_request(proxy: FaultProxy, s3_bucket: str) -> None:
+    for number in range(4):
+        storage.write_bytes(f"{s3_bucket}/run/part-{number}", b"x" * number)
+    proxy.forget()
+    found = storage.list_folder(f"{s3_bucket}/run", cuts=["part-1"])
+    assert found == {f"part-{number}": number for number in range(4)}
+    assert proxy.count("GET", "list-type=2") == 2
