@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
+from pipeline.config import load_config
+from pipeline.status import run_status
 from tests.conftest import KEYS
 from tests.integration.conftest import DEADLINE_S, SHARDS, rows
 from tests.integration.ray_head import MARK, Head, ray_head
 
+PANOPTIC_IMAGES = re.compile(r'ray_u2label_images_total\{.*stage="panoptic",status="ok"')
 TOKEN = "0123456789abcdef" * 4
 
 
@@ -63,6 +69,19 @@ def kill_driver(head: Head) -> None:
             process.kill()
 
 
+def parts_of(stage: str) -> list[str]:
+    return [name for folder in storage.list_subfolders(stage) for name in storage.list_folder(f"{stage}/{folder}")]
+
+
+def wait_for_rest(config: list[str]) -> None:
+    """Until the job that nobody follows any more has done all."""
+    loaded = load_config(config[0], config[2::2])
+    deadline = time.monotonic() + DEADLINE_S
+    while any(stage.done < stage.shards for stage in run_status(loaded).stages):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 def stages_of(status: str) -> dict[str, Any]:
     return {stage["stage"]: stage for stage in json.loads(status)["stages"]}
 
@@ -77,18 +96,29 @@ def test_bucket_submit_watch_kill_submit_again_and_read(
 
     killed = u2label(*submit, "--wait", "--json")
     instances = f"{s3_bucket}/run/instances"
-    wait_until(lambda: any(storage.list_folder(f"{instances}/{f}") for f in storage.list_subfolders(instances)), killed)
+    wait_until(lambda: bool(parts_of(instances)), killed)
     kill_driver(head)
     out, _ = finish(killed, 137)  # as a shell tells of SIGKILL
     assert (json.loads(out)["status"], json.loads(out)["exit_code"]) == ("FAILED", 137)
     done = stages_of(finish(u2label("status", *config, "--json"), 0)[0])["instances"]["done"]
     assert 1 <= done < SHARDS
 
-    out, err = finish(u2label(*submit, "--follow"), 0)
+    followed = u2label(*submit, "--follow")
+    wait_until(lambda: len(parts_of(instances)) > done, followed)
+    followed.send_signal(signal.SIGINT)
+    out, err = finish(followed, 130)
     assert f"{SHARDS - done} of {SHARDS} shards to do" in out  # the job's log
     assert "tracked by git" in err or "no git checkout" in err
+    assert "goes on\nfollow it by: ray job logs --follow --address" in err
+    wait_for_rest(config)
+    assert "shards to do" not in finish(u2label(*submit, "--follow"), 0)[0]
     status = stages_of(finish(u2label("status", *config, "--json"), 0)[0])
     assert [stage["done"] for stage in status.values()] == [SHARDS, 1, SHARDS]
+    metrics = urllib.request.urlopen(f"http://127.0.0.1:{head.metrics_port}/metrics", timeout=10).read().decode()
+    (line,) = [
+        line for line in metrics.splitlines() if PANOPTIC_IMAGES.match(line) and f'run="{s3_bucket}/run"' in line
+    ]
+    assert float(line.rsplit(" ", 1)[1]) == status["panoptic"]["rows"]["ok"]
 
     connection = duckdb.connect()
     connection.register_filesystem(storage.filesystem(s3_bucket)[0])
