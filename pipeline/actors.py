@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +12,13 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.shards import PhotoShards, ShardActor, ahead, read_part
+from pipeline.shards import PhotoShards, ShardActor, read_part
 from pipeline.stages import base_name, features_sample, round_of, threshold_of
 from workers.phases import Phases
 from workers.records import ImageRecord
+
+if TYPE_CHECKING:
+    from workers.images import LoadedImage
 
 
 class InstanceShards(PhotoShards):
@@ -188,8 +191,7 @@ class PredictionShards(PhotoShards):
             model, device=workers.device, batch_size=workers.batch_size, short=test.short, max_side=test.max_side
         )
 
-    def process_records(self, records: Sequence[ImageRecord], phases: Phases) -> pa.Table:
-        images = ahead(self._load, records, depth=self.config.workers.prefetch)
+    def compute(self, images: Iterable[LoadedImage], records: Sequence[ImageRecord], phases: Phases) -> pa.Table:
         return self.worker.process(images, phases, uris={record.image_id: record.uri for record in records})
 
 

@@ -10,6 +10,7 @@ from collections.abc import Generator, Sequence
 
 import ray
 
+from pipeline.attempts import start_ledger
 from pipeline.receipts import Receipt
 from pipeline.sections import WorkersConfig
 from pipeline.shards import ShardActor, StageJob
@@ -30,12 +31,15 @@ def run_shards(
     )
     receipts = items.map_batches(
         actor,
-        fn_constructor_args=(job,),
+        fn_constructor_args=(job, start_ledger(workers.attempts)),
         batch_size=1,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=min(workers.size, len(pending))),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(workers.size.min, len(pending)), max_size=min(workers.size.max, len(pending))
+        ),
         num_cpus=workers.cpus,
         num_gpus=(workers.gpus or None) if actor.uses_device else None,
+        resources=workers.resources if actor.uses_device else None,
         memory=workers.memory_gb * 2**30,
     )
     for batch in receipts.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):

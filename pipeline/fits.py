@@ -27,6 +27,7 @@ Table = Mapping[str, Stage]
 def fit_clusters(stage: Stage, config: Config, table: Table) -> str:
     """Instance classes: k-means over all embeddings."""
     from model.names import embedding_dim
+    from pipeline.cluster import actors_now
     from pipeline.clusters.kmeans import KMeansSettings, fit_kmeans, write_empty
 
     clusters, workers = config.clusters, config.workers
@@ -44,7 +45,7 @@ def fit_clusters(stage: Stage, config: Config, table: Table) -> str:
         table["instances"].parts(),
         stage.folder,
         settings,
-        num_actors=workers.size,
+        num_actors=actors_now(workers),
         cpus_per_actor=workers.cpus,
         device=workers.kmeans_device,
         gpus_per_actor=workers.gpus or 1,
@@ -106,6 +107,7 @@ def _fit_stego(stage: Stage, config: Config, table: Table) -> str:
 
 
 def _fit_datus(stage: Stage, config: Config, table: Table) -> str:
+    from pipeline.cluster import actors_now
     from pipeline.semantics.datus import fit_datus
 
     workers = config.workers
@@ -114,7 +116,7 @@ def _fit_datus(stage: Stage, config: Config, table: Table) -> str:
         stage.folder,
         classes=config.semantics.classes,
         seed=config.seed,
-        num_actors=workers.size,
+        num_actors=actors_now(workers),
         cpus_per_actor=workers.cpus,
         device=workers.kmeans_device,
         gpus_per_actor=workers.gpus or 1,
@@ -184,7 +186,7 @@ def _threads(config: Config, cpus: float | None = None) -> Iterator[float]:
     if workers.train_workers:
         yield workers.cpus
         return
-    threads = max(1, min(int(cpus or workers.size * workers.cpus), _machine_cpus()))
+    threads = max(1, min(int(cpus or workers.size.max * workers.cpus), _machine_cpus()))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -37,6 +37,8 @@ class Receipt:
     error: str | None = None  # traceback of a failed shard
     host: str = ""
     peak_memory_mb: float = 0.0  # largest resident size of the worker so far
+    node: str = ""  # Ray's id of the node; several may share a host
+    attempt: int = 1  # 2 and more: workers or nodes were lost before
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)

@@ -80,6 +80,7 @@ def run(
                 _connect(connection, config, address)
                 _write_latest(config, table)
                 _run_stage(stage, pending, config, table, max_failed_fraction)
+            storage.remove_litter(stage.folder)  # of workers that were killed while they wrote
             summary.computed[name] = len(pending)
         _write_latest(config, table)
     return summary
@@ -195,10 +196,11 @@ def _fit(stage: Stage, config: Config, table: dict[str, Stage]) -> None:
 
     from pipeline.fits import FITS
 
+    failures: tuple[type[Exception], ...] = (ValueError, RuntimeError, RayError, *storage.store_errors(config.run.uri))
     started = time.perf_counter()
     try:
         said = FITS[base_name(stage.name)](stage, config, table)
-    except (ValueError, RuntimeError, RayError) as error:  # too little to fit to, workers that die again and again
+    except failures as error:  # too little to fit to, workers that die again and again, a disk that is full
         message = storage.redact(str(error))
         _log_fit(stage, config, time.perf_counter() - started, message)
         raise StageFailed(f"{stage.name}: {message}") from error
@@ -262,4 +264,11 @@ def _write_latest(config: Config, table: dict[str, Stage]) -> None:
         "config": config.model_dump(mode="json"),
         "fingerprints": {name: stage.fingerprint for name, stage in table.items()},
     }
-    storage.write_bytes(storage.join(config.run.uri, LATEST), json.dumps(content, indent=2).encode())
+    uri = storage.join(config.run.uri, LATEST)
+    try:
+        storage.write_bytes(uri, json.dumps(content, indent=2).encode())
+    except storage.store_errors(uri) as error:
+        raise StageFailed(
+            f"cannot write {storage.redact(f'{uri}: {error}')}; make room or mend the store, then run the same command "
+            "again"
+        ) from error

@@ -182,13 +182,14 @@ def _complete(ask: Ask, place: dict[str, str], parts: list[dict[str, Any]], size
 
 
 def abort_uploads(ask: Ask, bucket: str, prefix: str) -> None:
-    """Throw away the parts of uploads below `prefix` whose writers were killed. Stores that do not list uploads, or not
-    to this user, keep them until their own rule for incomplete uploads."""
+    """Throw away the parts of uploads directly below `prefix` whose writers were killed. Stores that do not list
+    uploads, or not to this user, keep them until their own rule for incomplete uploads."""
     try:
-        page = ask("list_multipart_uploads", Bucket=bucket, Prefix=prefix)
+        page = ask("list_multipart_uploads", Bucket=bucket, Prefix=prefix, Delimiter="/")
     except OSError as error:
         if status_and_code(error)[0] in (403, 405, 501):
             return
         raise
     for upload in page.get("Uploads", ()):
-        ask("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        if "/" not in upload["Key"].removeprefix(prefix):  # not every store heeds the delimiter
+            ask("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])

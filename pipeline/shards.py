@@ -17,14 +17,15 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.attempts import Attempts
 from pipeline.config import Config
 from pipeline.receipts import Receipt
 from pipeline.sources import open_index
@@ -33,6 +34,13 @@ from pipeline.weights import local_weights
 from workers.phases import Phases
 from workers.records import ImageRecord, with_metadata
 
+if TYPE_CHECKING:
+    from workers.images import LoadedImage
+
+CRASHED = (
+    "this image, processed alone, killed its worker again and again: out of memory, a crash of native code or a hang; "
+    "delete the part to try once more"
+)
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -53,14 +61,18 @@ class ShardActor(ABC):
 
     uses_device = False  # whether an actor gets the GPUs of `workers.gpus`
 
-    def __init__(self, job: StageJob) -> None:
+    def __init__(self, job: StageJob, ledger: Any = None) -> None:
         import torch
 
         self.job = job
         self.config = job.config
+        self.attempts = Attempts(ledger, job.config.workers.hang_timeout_s)
         torch.set_num_threads(max(1, math.floor(job.config.workers.cpus)))
-        self.index = open_index(job.index_folder)
-        self.setup()
+        with self.attempts.attempt() as attempt:
+            if attempt.given_up:
+                raise RuntimeError(attempt.given_up)
+            self.index = open_index(job.index_folder)
+            self.setup()
 
     @abstractmethod
     def setup(self) -> None:
@@ -72,15 +84,21 @@ class ShardActor(ABC):
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Ray Data's entry: shard numbers in, receipts out."""
-        receipts = [self.run(int(shard)).to_json() for shard in batch["shard"]]
+        receipts = [self._attempt(int(shard)).to_json() for shard in batch["shard"]]
         return {"receipt": np.array(receipts, dtype=object)}
+
+    def _attempt(self, shard: int) -> Receipt:
+        with self.attempts.attempt(shard) as attempt:
+            receipt = self.run(shard)
+        return replace(receipt, node=self.attempts.node, attempt=attempt.number)
 
     def run(self, shard: int) -> Receipt:
         """Compute and write one part. Whatever goes wrong becomes a failed receipt: the other shards go on."""
         phases = Phases()
         started = time.perf_counter()
+        given_up = self.attempts.current.given_up
         try:
-            content = self._write(shard, phases)
+            content = {"ok": False, "error": given_up} if given_up else self._write(shard, phases)
         except Exception:
             content = {"ok": False, "error": storage.redact(traceback.format_exc())}
         return Receipt(
@@ -137,8 +155,33 @@ class PhotoShards(ShardActor):
 
     def process_records(self, records: Sequence[ImageRecord], phases: Phases) -> pa.Table:
         """The worker's table of these photos, one row each, in order."""
+        if self.attempts.current.one_by_one and records:
+            tables = [self.compute([image], records, phases) for image in self._one_by_one(records)]
+            return pa.concat_tables(tables)
         images = ahead(self._load, records, depth=self.config.workers.prefetch)
-        return self.worker.process(_timed(images, phases, "wait_for_input"), phases)
+        return self.compute(_timed(self._watched(images), phases, "wait_for_input"), records, phases)
+
+    def compute(self, images: Iterable[LoadedImage], records: Sequence[ImageRecord], phases: Phases) -> pa.Table:
+        """The worker's table of these images, which are those of the records or some of them."""
+        return self.worker.process(images, phases)
+
+    def _watched(self, images: Iterable[LoadedImage]) -> Iterator[LoadedImage]:
+        for image in images:
+            self.attempts.touch(image.image_id)
+            yield image
+
+    def _one_by_one(self, records: Sequence[ImageRecord]) -> Iterator[LoadedImage]:
+        """The images of a shard that killed its worker: each is announced before it is fetched."""
+        from workers.images import LoadedImage
+        from workers.records import Status
+
+        for record in records:
+            if record.image_id in self.attempts.current.crashed:
+                yield LoadedImage(record.image_id, None, Status.CRASHED, CRASHED)
+            else:
+                self.attempts.touch(record.image_id)
+                yield self._load(record)
+        self.attempts.touch(None)
 
     def load_backbone(self) -> Any:
         from model.backbone import load_backbone
@@ -152,7 +195,7 @@ class PhotoShards(ShardActor):
             sha256=backbone.sha256,
         )
 
-    def _load(self, record: ImageRecord) -> Any:
+    def _load(self, record: ImageRecord) -> LoadedImage:
         from workers.decode import DecodeError, decode_image
         from workers.images import LoadedImage
 

@@ -295,7 +295,7 @@ def _checksum(key: str, uri: str | None) -> str | None:
         return None
     errors: tuple[type[Exception], ...] = (*storage.store_errors(uri), ValueError)  # ValueError: unknown scheme
     try:
-        return storage.sha256(uri)
+        return storage.sha256(local_weights(uri, key=key))
     except errors as error:
         raise ConfigError(f"{key}: cannot read {storage.redact(uri)!r}: {storage.redact(str(error))}") from error
 

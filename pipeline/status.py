@@ -52,18 +52,19 @@ class RunStatus:
     source: str
     images: int | None
     shards: int | None
-    workers: int
+    workers: int  # the least that a stage has, with which times are reckoned
     stages: list[StageStatus]
+    most_workers: int  # the most
 
 
 def run_status(config: Config) -> RunStatus:
     """Reads listings and receipts only."""
-    run, source = storage.redact(config.run.uri), storage.redact(config.source.uri)
+    run, source, size = storage.redact(config.run.uri), storage.redact(config.source.uri), config.workers.size
     errors: tuple[type[Exception], ...] = (*storage.store_errors(config.run.uri), ValueError)
     try:
         index = open_index(index_folder(config))
     except FileNotFoundError:
-        return RunStatus(run, source, None, None, config.workers.size, [])
+        return RunStatus(run, source, None, None, size.min, [], size.max)
     except errors as error:
         raise ConfigError(f"run.uri: cannot read {run}: {storage.redact(str(error))}") from error
     try:
@@ -73,7 +74,7 @@ def run_status(config: Config) -> RunStatus:
     listed = list_receipts(config.run.uri)
     with ThreadPoolExecutor(AT_A_TIME) as pool:  # a bucket is asked for all stages at once
         stages = list(pool.map(lambda stage: stage_status(config.run.uri, stage, listed), table.values()))
-    return RunStatus(run, source, index.images, index.shards, config.workers.size, stages)
+    return RunStatus(run, source, index.images, index.shards, size.min, stages, size.max)
 
 
 def stage_status(run_uri: str, stage: Stage, listed: Sequence[str] | None = None) -> StageStatus:
@@ -155,7 +156,8 @@ def print_plan(status: RunStatus) -> None:
     if status.images is None:
         console.print(f"index {status.source}, then every stage; nothing is measured yet", soft_wrap=True)
         return
-    table = Table("stage", "to do", "images", "time", "size", title=f"{status.workers} workers")
+    elastic = f" (up to {status.most_workers})" if status.most_workers > status.workers else ""
+    table = Table("stage", "to do", "images", "time", "size", title=f"{status.workers} workers{elastic}")
     for stage, step in zip(status.stages, steps, strict=True):
         fit = stage.kind == "fit"
         table.add_row(

@@ -319,8 +319,8 @@ def remove_folder(uri: str) -> None:
 
 
 def remove_litter(uri: str) -> None:
-    """Remove what writers that were killed have left directly in a folder: temporary files, and on S3 pending uploads,
-    also of the folders in it. Nobody may be writing there."""
+    """Remove what writers that were killed have left directly in a folder: temporary files, and on S3 the parts of
+    uploads. Nobody may be writing there."""
     for name in list_folder(uri):
         if name.startswith(TEMPORARY):
             remove(join(uri, name))

@@ -1,4 +1,4 @@
-"""Weights files of backbones that lie in a store: each machine keeps a copy, where torch keeps the official ones."""
+"""Weights files that lie in a store: each machine keeps a copy, where torch keeps the official ones."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.errors import ConfigError
 CHUNK = 16 << 20  # bytes fetched at a time
 
 
-def local_weights(weights: str, *, download: bool = True) -> str:
-    """`backbone.weights` as `model.backbone` takes it: a URL becomes the path of a copy, made when there is none of the
+def local_weights(weights: str, *, key: str = "backbone.weights", download: bool = True) -> str:
+    """What the config has under `key`, as a path: a URL becomes the path of a copy, made when there is none of the
     object as it is now, and all else stays as it is.
 
     Without `download` the path is that of a file that may not be there. FileNotFoundError: there is no such object.
@@ -30,7 +30,7 @@ def local_weights(weights: str, *, download: bool = True) -> str:
             with storage.open_input(weights, block_size=CHUNK) as source, storage.open_output(str(path)) as copy:
                 shutil.copyfileobj(source, copy, CHUNK)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"backbone.weights: there is no {shown}") from error
+        raise FileNotFoundError(f"{key}: there is no {shown}") from error
     except storage.store_errors(weights) as error:
-        raise ConfigError(f"backbone.weights: cannot read {shown}: {storage.redact(str(error))}") from error
+        raise ConfigError(f"{key}: cannot read {shown}: {storage.redact(str(error))}") from error
     return str(path)

@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 
 
 class Status(StrEnum):
-    """What became of one image. `error` says why in words when the image is at fault: the last five."""
+    """What became of one image. `error` says why in words when the image is at fault: the last six."""
 
     OK = "ok"
     NO_MASKS = "no_masks"  # readable, but no instance was found
@@ -26,6 +26,7 @@ class Status(StrEnum):
     UNDECODABLE = "undecodable"  # not an image, truncated or corrupt
     TOO_LARGE = "too_large"  # more pixels than decode.max_pixels; never decoded
     TOO_SMALL = "too_small"  # a side below decode.min_side
+    CRASHED = "crashed"  # it killed the worker that looked at it, again and again
 
 
 READABLE = frozenset({Status.OK, Status.NO_MASKS})

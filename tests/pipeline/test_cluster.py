@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import ray
 
-from pipeline.cluster import check_resources
+from pipeline.cluster import actors_now, check_resources
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 
@@ -18,8 +18,8 @@ def config(**workers: object) -> Config:
 
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two nodes of 2 CPUs and 4 GiB, one of them with a GPU, and a dead one that does not count."""
-    resources = [{"CPU": 2, "memory": 4 * GIB}, {"CPU": 2, "memory": 4 * GIB, "GPU": 1}]
+    """Two nodes of 2 CPUs and 4 GiB, one with a GPU and a custom resource, and a dead one that does not count."""
+    resources = [{"CPU": 2, "memory": 4 * GIB}, {"CPU": 2, "memory": 4 * GIB, "GPU": 1, "fast": 1}]
     nodes = [{"Alive": True, "Resources": r} for r in resources] + [{"Alive": False, "Resources": {"CPU": 64}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
 
@@ -28,6 +28,16 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_fits_is_accepted() -> None:
     check_resources(config(size=4, cpus=1, memory_gb=2))
     check_resources(config(size=1, cpus=2, memory_gb=4, device="cuda", gpus=1, kmeans_device="cuda"))
+    check_resources(config(size={"min": 4, "max": 100}, cpus=1, memory_gb=2))
+    check_resources(config(size=2, cpus=1, memory_gb=2, resources={"fast": 0.5}))
+
+
+@pytest.mark.usefixtures("two_nodes")
+def test_k_means_has_as_many_actors_as_fit_now_within_the_range() -> None:
+    assert actors_now(config(size=2, memory_gb=1).workers) == 2
+    assert [actors_now(config(size=size, memory_gb=1).workers) for size in ({"max": 3}, {"max": 9})] == [3, 4]
+    assert actors_now(config(size={"min": 6, "max": 9}, memory_gb=1).workers) == 6
+    assert actors_now(config(size={"max": 9}, memory_gb=1, kmeans_device="cuda").workers) == 1
 
 
 @pytest.mark.usefixtures("two_nodes")
@@ -39,6 +49,19 @@ def test_what_fits_is_accepted() -> None:
         ({"size": 1, "memory_gb": 6}, r"workers.memory_gb asks for 6 GiB of memory in actors of 6"),
         ({"size": 2, "device": "cuda", "gpus": 1}, r"workers.gpus asks for 2 GPUs"),
         ({"size": 3, "cpus": 1, "memory_gb": 2.5}, r"workers.size asks for 3 actors .* the 2 nodes hold 2"),
+        ({"size": {"min": 5, "max": 9}, "memory_gb": 0.1}, r"workers.size.min x workers.cpus asks for 5 CPUs"),
+        (
+            {"resources": {"slow": 0.01}},
+            r"asks for 'slow', which no node .*CPU, GPU, fast.*--resources='{\"slow\": 1}'",
+        ),
+        (
+            {"size": 2, "memory_gb": 1, "resources": {"fast": 1}},
+            r"workers.resources.fast asks for 2 fast in actors of 1",
+        ),
+        (
+            {"size": 4, "memory_gb": 1, "resources": {"fast": 0.1}},
+            r"4 actors .* and 0.1 fast, of which the 2 nodes hold 2",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_numbers(workers: dict[str, object], message: str) -> None:

@@ -87,6 +87,12 @@ def test_shown_configuration_loads_to_itself(tmp_path: Path) -> None:
             ["semantics.neighbours=20"],
             r"max_images 4 gives 20 photos or crops, neighbours 20 needs 21",
         ),
+        ("source: {uri: a}\nrun: {uri: x}", ["workers.size=all"], r"workers.size: is a number of actors.*'all'"),
+        ("source: {uri: a}\nrun: {uri: x}", ["workers.size=0"], r"workers.size.min: .*greater than or equal to 1"),
+        ("source: {uri: a}\nrun: {uri: x}", ["workers.size={min: 3, max: 2}"], r"size: has min 3 above max 2"),
+        ("source: {uri: a}\nrun: {uri: x}", ["workers.size={most: 2}"], r"size.most: unknown key; .*min, max"),
+        ("source: {uri: a}\nrun: {uri: x}", ["workers.resources={GPU: 1}"], r"'GPU' is no custom resource; workers.c"),
+        ("source: {uri: a}\nrun: {uri: x}", ["workers.resources={h200: 1.5}"], r"resources.h200: .*whole above 1"),
         ("[1, 2]", [], r"must hold a mapping of sections, got list"),
         ("a: [", [], r"is not valid YAML"),
     ],
@@ -94,6 +100,15 @@ def test_shown_configuration_loads_to_itself(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(write(tmp_path, text), overrides)
+
+
+def test_a_pool_is_a_number_or_a_range_and_is_shown_as_it_was_given(tmp_path: Path) -> None:
+    path = write(tmp_path, "source: {uri: a}\nrun: {uri: x}\nworkers: {size: 3}")
+    fixed, elastic = load_config(path), load_config(path, ["workers.size={min: 2, max: 8}"])
+    assert (fixed.workers.size.min, fixed.workers.size.max) == (3, 3)
+    assert (elastic.workers.size.min, elastic.workers.size.max) == (2, 8)
+    shown = [yaml.safe_load(config.to_yaml())["workers"]["size"] for config in (fixed, elastic)]
+    assert shown == [3, {"min": 2, "max": 8}]
 
 
 def test_a_missing_file_is_named() -> None:

@@ -1,0 +1,50 @@
+"""A driver of its own for tests of several nodes: shards of nothing but waiting, each attempt leaving a mark.
+
+    python -m tests.integration.slow_shards ADDRESS CONFIG MARKS
+
+Joins the Ray cluster, runs all shards of the config's first stage and prints their receipts, one a line. A mark is an
+empty file `<shard>-<node>`. Shards wait for a second, and no more once there is a mark `go`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import ray
+
+from pipeline.cluster import connect
+from pipeline.config import load_config
+from pipeline.engine import run_shards
+from pipeline.shards import ShardActor, StageJob
+from pipeline.sources import build_index
+from pipeline.stages import index_folder, resolve_stages
+from workers.phases import Phases
+
+
+class SlowShards(ShardActor):
+    def setup(self) -> None:
+        self.marks = Path(self.job.metadata["marks"])
+
+    def process(self, shard: int, phases: Phases) -> pa.Table:
+        node = ray.get_runtime_context().get_node_id()
+        (self.marks / f"{shard}-{node}-{self.attempts.current.number}").touch()
+        if not (self.marks / "go").exists():
+            time.sleep(1)
+        return pa.table({"image_id": [record.image_id for record in self.index.records(shard)], "status": ["ok"]})
+
+
+def main(address: str, config_file: str, marks: str) -> None:
+    config = load_config(config_file)
+    index = build_index(index_folder(config), config.source.uri, shard_size=config.source.shard_size)
+    table = resolve_stages(config, index)
+    job = StageJob(table["instances"], config, index_folder(config), table, {"marks": marks})
+    with connect(config, address):
+        for receipt in run_shards(SlowShards, job, range(index.shards), config.workers):
+            print(receipt.to_json(), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,136 @@
+"""Several nodes: stages spread over them, use those that join, survive those that vanish, and go where they belong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from ray.cluster_utils import Cluster
+
+from pipeline.receipts import Receipt, read_receipts
+from tests.conftest import RAY_ENVIRONMENT
+from tests.integration.conftest import DEADLINE_S, Start, finish, rows, write_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARDS = 150  # enough for the time that Ray Data takes to see a new node, half a minute at most
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs and two nodes of 1 CPU, one of which has the custom resource `card`. This process does not
+    join it: drivers are processes of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in RAY_ENVIRONMENT.items():
+            patch.setenv(name, value)
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        nodes.add_node(num_cpus=1)
+        nodes.add_node(num_cpus=1, resources={"card": 1})
+        yield nodes
+        nodes.shutdown()
+
+
+def node_id(cluster: Cluster, **resources: float) -> str:
+    """The id of the one living node that has these resources."""
+    nodes = [node for node in cluster.global_state.node_table() if node["Alive"]]
+    (found,) = (node["NodeID"] for node in nodes if resources.items() <= node["Resources"].items())
+    return str(found)
+
+
+def marks(folder: Path) -> dict[str, set[int]]:
+    """The shards that were begun on each node."""
+    begun = defaultdict(set)
+    for mark in folder.glob("*-*"):
+        shard, node, _ = mark.name.split("-")
+        begun[node].add(int(shard))
+    return begun
+
+
+def wait_for(ready: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not ready():
+        assert process.poll() is None, process.communicate()[0][-2000:]
+        assert time.monotonic() < deadline, "nothing came in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def slow_run(tmp_path: Path) -> Iterator[Callable[[Cluster], subprocess.Popen[str]]]:
+    """Start `slow_shards` on a cluster, with a pool that may grow; its marks go to `tmp_path / "marks"`."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "marks").mkdir()
+    for number in range(SHARDS):
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / f"{number:03d}.png")
+    workers = {"size": {"min": 2, "max": 3}, "cpus": 1, "memory_gb": 0.1}
+    config = write_config(tmp_path / "photos", tmp_path, shard_size=1, workers=workers)
+    started: list[subprocess.Popen[str]] = []
+
+    def start(cluster: Cluster) -> subprocess.Popen[str]:
+        command = (cluster.address, str(config), str(tmp_path / "marks"))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.slow_shards", *command],
+            env=os.environ | RAY_ENVIRONMENT,
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_node_that_joins_is_used_and_one_that_vanishes_costs_its_shards_in_flight(
+    cluster: Cluster, tmp_path: Path, slow_run: Callable[[Cluster], subprocess.Popen[str]]
+) -> None:
+    begun = tmp_path / "marks"
+    process = slow_run(cluster)
+    wait_for(lambda: len(marks(begun)) == 2, process)
+    doomed = cluster.add_node(num_cpus=1, resources={"doomed": 1})
+    vanished = node_id(cluster, doomed=1)
+    wait_for(lambda: len(marks(begun)[vanished]) >= 2, process)
+    cluster.remove_node(doomed, allow_graceful=False)
+    (begun / "go").touch()
+    lines = [line for line in finish(process, 0).splitlines() if line.startswith("{")]
+    receipts = [Receipt.from_json(line) for line in lines]
+    assert sorted(receipt.shard for receipt in receipts) == list(range(SHARDS))
+    assert all(receipt.ok for receipt in receipts)
+    assert {receipt.node for receipt in receipts} == set(marks(begun))
+    assert len(marks(begun)) == 3
+    again = {receipt.shard for receipt in receipts if receipt.attempt > 1}
+    assert len(again) <= 1  # the one actor of the node
+    assert again <= marks(begun)[vanished]
+    assert len(list(begun.glob("*-*"))) == SHARDS + len(again)
+    names = [f"{number:03d}.png" for number in range(SHARDS)]
+    parts = sorted((tmp_path / "run" / "instances").glob("*/part-*.parquet"))
+    assert [name for part in parts for name in pq.read_table(part)["image_id"].to_pylist()] == names
+    assert not list((tmp_path / "run").rglob(".tmp-*"))
+
+
+def test_stages_of_the_photos_go_to_the_nodes_with_the_resource_and_others_anywhere(
+    cluster: Cluster, config_file: Path, tmp_path: Path, labelled: Path, start_u2label: Start
+) -> None:
+    command = ("run", str(config_file), "--address", cluster.address, "--set", "workers.cpus=0.5")
+    finish(start_u2label(*command, "--set", "workers.resources={card: 0.5}"), 0)
+    nodes = {
+        stage: {receipt.node for receipt in read_receipts(str(tmp_path / "run"), stage)}
+        for stage in ("instances", "panoptic")
+    }
+    assert nodes["instances"] == {node_id(cluster, card=1)}
+    assert nodes["panoptic"] - nodes["instances"]
+    for stage in ("instances", "panoptic"):
+        assert rows(tmp_path / "run", stage) == rows(labelled, stage)
