@@ -44,6 +44,8 @@ def connect_to_head(address: str) -> JobSubmissionClient:
     url = urllib.parse.urlsplit(address)
     if url.scheme not in {"http", "https"} or not url.hostname:
         raise ConfigError(f"--address: {address!r} is no job server; write http://HEAD:8265, the head's dashboard")
+    if storage.redact(address) != address:
+        raise ConfigError(f"--address: {storage.redact(address)} holds credentials; a head takes RAY_AUTH_TOKEN alone")
     for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray lets them win over the argument
         if os.environ.get(variable, address) != address:
             raise ConfigError(f"--address: {variable} is set to {os.environ[variable]!r}, not to {address!r}; unset it")

@@ -138,8 +138,6 @@ def test_a_head_with_a_token_and_a_config_that_its_cluster_cannot_hold(config_fi
     command = ["submit", str(config_file), "--set", "workers.size=99", "--wait"]
     with ray_head({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}) as head:
         command += ["--address", head.address]
-        _, err = finish(u2label(*command), 2)
-        assert "wants its token" in err
         _, err = finish(u2label(*command, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 64), 2)
         assert "wants its token" in err
         tokens = tmp_path / "token"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,6 +100,48 @@ def test_the_commands_for_a_job_can_be_pasted() -> None:
         "follow it by: ray job logs --follow --address http://head:8265 raysubmit_1\n"
         "stop it by: ray job stop --address http://head:8265 raysubmit_1"
     )
+
+
+@pytest.fixture
+def refusing_head(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Something that answers every request with the status of the test's parameter."""
+
+    class Refusal(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(request.param)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as refusing:
+        thread = threading.Thread(target=refusing.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{refusing.server_port}"
+        refusing.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("refusing_head", "message"),
+    [
+        (401, "wants its token: set RAY_AUTH_MODE=token"),
+        (403, "wants its token"),
+        (404, "refused"),
+        (500, "500 Server"),
+    ],
+    indirect=["refusing_head"],
+)
+def test_a_head_that_refuses(refusing_head: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        connect_to_head(refusing_head)
+
+
+def test_credentials_do_not_belong_into_the_address() -> None:
+    with pytest.raises(ConfigError, match="holds credentials") as refused:
+        connect_to_head("http://me:secret@head:8265")
+    assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("address", ["auto", "ray://head:10001", "head:8265", "http://"])
