@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PHOTOS ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint chaos clean
 
 demo: $(VENV)/.ready
 	$(BIN)/u2label demo --output runs/demo $(if $(PHOTOS),--photos "$(PHOTOS)")
@@ -23,6 +23,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+# Some 200 faults done to runs on a cluster of three nodes on this machine; 20 minutes on two cores.
+chaos: $(VENV)/.ready
+	PYTHONPATH=. $(BIN)/python benchmarks/chaos.py --output benchmarks/results/chaos.json
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -16,10 +16,11 @@ import collections
 import contextlib
 import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,8 @@ def write_config(path: Path, photos: Path, run: str) -> Path:
 def undisturbed(config: Path, cluster: Cluster) -> float:
     """Run to the end; seconds."""
     started = time.perf_counter()
-    victim = Victim(config, cluster, seed=0)
-    victim.start()
-    victim.wait(lambda: False)
-    if victim.poll() != 0:
-        raise RuntimeError(f"the undisturbed run failed; see {victim.log}")
+    with Victim(config, cluster, seed=0) as victim:
+        torment(victim, {}, {}, {}, limit=0, pause_s=(0.1, 0.1))
     return time.perf_counter() - started
 
 
@@ -101,44 +99,70 @@ class CloudVictim(Victim):
         return True
 
 
-def disturbed(options: argparse.Namespace, folder: Path, cluster: Cluster, proxy: FaultProxy) -> dict[str, Any]:
-    photos, quiet = folder / "scenes" / "images", folder / "quiet"
-    baseline = undisturbed(write_config(folder / "quiet.yaml", photos, str(quiet)), cluster)
-    done: collections.Counter[str] = collections.Counter()
-    found: collections.Counter[str] = collections.Counter()
-    seconds = []
+@dataclass
+class Toll:
+    """What was done in some runs, and what was found afterwards."""
+
+    faults: collections.Counter[str] = field(default_factory=collections.Counter)
+    damage: collections.Counter[str] = field(default_factory=collections.Counter)
+    seconds: list[float] = field(default_factory=list)  # of each run
+
+    def add(self, victim: Victim, undisturbed_uri: str, seconds: float) -> None:
+        self.faults += victim.done
+        self.damage.update(asdict(damage(victim.run_uri, undisturbed_uri)))
+        self.seconds.append(seconds)
+        said = f"{self.faults.total()} faults, {seconds:.0f} s: {dict(victim.done)}, damage {dict(self.damage)}"
+        print(said, file=sys.stderr, flush=True)
+
+
+def disturb_on_disk(options: argparse.Namespace, folder: Path, photos: Path, cluster: Cluster, quiet: str) -> Toll:
+    """Run after run, each of them disturbed, until there were faults enough."""
+    toll = Toll()
     with small_disk(folder / "disk", "64m") as has_disk:
-        while done.total() < options.faults:
-            seed = options.seed + len(seconds)
-            run = folder / "disk" / "run"
-            config = write_config(folder / f"run-{seed}.yaml", photos, str(run))
-            victim = Victim(config, cluster, seed=seed, disk=folder / "disk" if has_disk else None)
+        running = {kind: weight for kind, weight in RUNNING.items() if has_disk or kind != "fill_disk"}
+        while toll.faults.total() < options.faults:
+            number, run = len(toll.seconds), folder / "disk" / "run"
+            config = write_config(folder / f"run-{number}.yaml", photos, str(run))
+            limit = min(options.faults - toll.faults.total(), options.faults_a_run)
             started = time.perf_counter()
-            running = RUNNING if has_disk else {kind: RUNNING[kind] for kind in RUNNING if kind != "fill_disk"}
-            limit = min(options.faults - done.total(), options.faults_a_run)
-            torment(victim, running, ENDS, STOPPED, limit=limit, pause_s=PAUSE_S, first=running)
-            seconds.append(time.perf_counter() - started)
-            done += victim.done
-            found.update(asdict(damage(str(run), str(quiet))))
+            disk = folder / "disk" if has_disk else None
+            with Victim(config, cluster, seed=options.seed + number, disk=disk) as victim:
+                torment(victim, running, ENDS, STOPPED, limit=limit, pause_s=PAUSE_S, first=running)
+            toll.add(victim, quiet, time.perf_counter() - started)
             remove_run(str(run))
-            print(f"{done.total()} faults, {seconds[-1]:.0f} s: {dict(victim.done)}, damage {dict(found)}", flush=True)
-    proxy.plan(WEATHER, seed=options.seed)
-    config = write_config(folder / "s3.yaml", photos, "s3://chaos/run")
-    stormy = CloudVictim(config, cluster, proxy, seed=options.seed)
-    torment(stormy, ON_S3, ENDS, {"delete_part": 1}, limit=S3_FAULTS, pause_s=PAUSE_S, first=["outage"])
-    failed_requests = len(proxy.faults())
+    return toll
+
+
+def disturb_on_s3(config: Path, cluster: Cluster, proxy: FaultProxy, quiet: str, seed: int) -> tuple[Toll, int]:
+    """One run to a bucket in bad weather, and the requests that failed."""
+    toll, started = Toll(), time.perf_counter()
+    proxy.plan(WEATHER, seed=seed)
+    with CloudVictim(config, cluster, proxy, seed=seed) as victim:
+        torment(victim, ON_S3, ENDS, {"delete_part": 1}, limit=S3_FAULTS, pause_s=PAUSE_S, first=["outage"])
+    failed = len(proxy.faults())
     proxy.plan()
-    found.update(asdict(damage(stormy.run_uri, str(quiet))))
+    toll.add(victim, quiet, time.perf_counter() - started)
+    return toll, failed
+
+
+def disturb(options: argparse.Namespace, folder: Path, cluster: Cluster, proxy: FaultProxy) -> dict[str, Any]:
+    photos, quiet = folder / "scenes" / "images", str(folder / "quiet")
+    baseline = undisturbed(write_config(folder / "quiet.yaml", photos, quiet), cluster)
+    disk = disturb_on_disk(options, folder, photos, cluster, quiet)
+    config = write_config(folder / "s3.yaml", photos, "s3://chaos/run")
+    cloud, failed = disturb_on_s3(config, cluster, proxy, quiet, options.seed)
     return {
-        "rows": sum(len(rows(str(quiet), stage)) for stage in ("instances", "panoptic")),
-        "runs": len(seconds) + 1,
-        "faults": done.total() + stormy.done.total(),
-        "faults_by_kind": dict(done.most_common()),
-        "faults_on_s3": {**stormy.done, "requests": failed_requests},
-        "damage": dict(found),
+        "rows_a_run": sum(len(rows(quiet, stage)) for stage in ("instances", "panoptic")),
+        "runs": len(disk.seconds) + 1,
+        "faults": disk.faults.total() + cloud.faults.total(),
+        "faults_on_disk": dict(disk.faults.most_common()),
+        "faults_on_s3": dict(cloud.faults.most_common()),
+        "requests_failed_on_s3": failed,
+        "damage": {kind: disk.damage[kind] + cloud.damage[kind] for kind in disk.damage},
         "undisturbed_s": round(baseline, 1),
-        "disturbed_s": [round(s, 1) for s in seconds],
-        "seconds_a_fault": round((sum(seconds) - baseline * len(seconds)) / done.total(), 2),
+        "disturbed_s": [round(s, 1) for s in disk.seconds],
+        "disturbed_on_s3_s": round(cloud.seconds[0], 1),
+        "seconds_a_fault": round((sum(disk.seconds) - baseline * len(disk.seconds)) / disk.faults.total(), 2),
     }
 
 
@@ -153,7 +177,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, bucket() as proxy, small_cluster() as cluster:
         folder = Path(temporary)
         write_scenes(str(folder / "scenes"), options.images, seed=options.seed, size=(160, 160))
-        result = disturbed(options, folder, cluster, proxy)
+        result = disturb(options, folder, cluster, proxy)
     publish({"benchmark": "chaos", "machine": describe_machine(), **result}, options.output)
 
 

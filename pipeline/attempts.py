@@ -138,7 +138,7 @@ class Attempts:
             yield self.current
         finally:
             faulthandler.cancel_dump_traceback_later()
-            self._tell("end")
+            self._ledger.end.remote(self._key)  # nothing hangs on when it arrives
             self.current = Attempt()
 
     def touch(self, image_id: str | None) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 from ray.cluster_utils import Cluster
@@ -67,7 +67,8 @@ def small_disk(folder: Path, size: str) -> Iterator[bool]:
 
 
 class Victim:
-    """A run that is disturbed. Each fault is a method that says whether it could be done just now."""
+    """A run that is disturbed, and whose driver ends with the `with` block. Each fault is a method that says whether it
+    could be done just now."""
 
     def __init__(self, config: Path, cluster: Cluster, *, seed: int, disk: Path | None = None) -> None:
         loaded = load_config(str(config))
@@ -79,6 +80,14 @@ class Victim:
         self.log = config.with_suffix(".log")
         self.driver: subprocess.Popen[bytes] | None = None
         self._silent = 0  # bytes of the log before the driver said anything
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.driver is not None and self.poll() is None:
+            self.driver.kill()
+            self.driver.wait()
 
     def start(self) -> None:
         command = [sys.executable, "-m", "pipeline", "run", str(self.config), "--address", self.cluster.address]

@@ -1,9 +1,10 @@
 """A driver of its own for tests of several nodes: shards of nothing but waiting, each attempt leaving a mark.
 
-    python -m tests.integration.slow_shards ADDRESS CONFIG MARKS
+    python -m tests.integration.slow_shards ADDRESS CONFIG MARKS ACTOR...
 
-Joins the Ray cluster, runs all shards of the config's first stage and prints their receipts, one a line. A mark is an
-empty file `<shard>-<node>`. Shards wait for a second, and no more once there is a mark `go`.
+Joins the Ray cluster, runs all shards of the config's first stage with one actor after the other, and prints their
+receipts, one a line. A mark is an empty file `<shard>-<node>-<attempt>`. Shards wait for a second, and no more once
+there is a mark `go`.
 """
 
 from __future__ import annotations
@@ -36,14 +37,19 @@ class SlowShards(ShardActor):
         return pa.table({"image_id": [record.image_id for record in self.index.records(shard)], "status": ["ok"]})
 
 
-def main(address: str, config_file: str, marks: str) -> None:
+class SlowDeviceShards(SlowShards):
+    uses_device = True
+
+
+def main(address: str, config_file: str, marks: str, *actors: str) -> None:
     config = load_config(config_file)
     index = build_index(index_folder(config), config.source.uri, shard_size=config.source.shard_size)
     table = resolve_stages(config, index)
     job = StageJob(table["instances"], config, index_folder(config), table, {"marks": marks})
     with connect(config, address):
-        for receipt in run_shards(SlowShards, job, range(index.shards), config.workers):
-            print(receipt.to_json(), flush=True)
+        for actor in actors:
+            for receipt in run_shards(globals()[actor], job, range(index.shards), config.workers):
+                print(receipt.to_json(), flush=True)
 
 
 if __name__ == "__main__":

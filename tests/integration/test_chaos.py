@@ -14,8 +14,7 @@ def test_a_run_that_loses_workers_nodes_drivers_and_parts_ends_as_if_nothing_had
     scenes: Path, labelled: Path, tmp_path: Path
 ) -> None:
     config = write_config(scenes, tmp_path, shard_size=1, workers={"size": 1, "memory_gb": 0.3, "attempts": 9})
-    with small_cluster() as cluster:
-        victim = Victim(config, cluster, seed=5)
+    with small_cluster() as cluster, Victim(config, cluster, seed=5) as victim:
         victim.start()
         for kind in ("kill_actor", "suspend_actor", "kill_node", "terminate_driver"):
             done = len(victim.parts("instances"))

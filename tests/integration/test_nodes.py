@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from pipeline.receipts import Receipt, read_receipts
+from pipeline.actors import InstanceShards, PanopticShards, StegoShards
+from pipeline.receipts import Receipt
 from tests.conftest import RAY_ENVIRONMENT
-from tests.integration.conftest import DEADLINE_S, Start, finish, rows, write_config
+from tests.integration.conftest import DEADLINE_S, Start, finish, write_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARDS = 150  # enough for the time that Ray Data takes to see a new node, half a minute at most
@@ -64,18 +65,18 @@ def wait_for(ready: Callable[[], Any], process: subprocess.Popen[str]) -> None:
 
 
 @pytest.fixture
-def slow_run(tmp_path: Path) -> Iterator[Callable[[Cluster], subprocess.Popen[str]]]:
-    """Start `slow_shards` on a cluster, with a pool that may grow; its marks go to `tmp_path / "marks"`."""
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "marks").mkdir()
-    for number in range(SHARDS):
-        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / f"{number:03d}.png")
-    workers = {"size": {"min": 2, "max": 3}, "cpus": 1, "memory_gb": 0.1}
-    config = write_config(tmp_path / "photos", tmp_path, shard_size=1, workers=workers)
+def slow_run(tmp_path: Path, cluster: Cluster) -> Iterator[Start]:
+    """Start `slow_shards` with some actors on so many photos; its marks go to `tmp_path / "marks"`."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(cluster: Cluster) -> subprocess.Popen[str]:
-        command = (cluster.address, str(config), str(tmp_path / "marks"))
+    def start(*actors: str, shards: int, workers: dict[str, Any]) -> subprocess.Popen[str]:
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "marks").mkdir()
+        for number in range(shards):
+            Image.new("RGB", (8, 8)).save(tmp_path / "photos" / f"{number:03d}.png")
+        workers = {"memory_gb": 0.1, **workers}
+        config = write_config(tmp_path / "photos", tmp_path, shard_size=1, workers=workers)
+        command = (cluster.address, str(config), str(tmp_path / "marks"), *actors)
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.integration.slow_shards", *command],
             env=os.environ | RAY_ENVIRONMENT,
@@ -94,19 +95,22 @@ def slow_run(tmp_path: Path) -> Iterator[Callable[[Cluster], subprocess.Popen[st
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def receipts_of(process: subprocess.Popen[str]) -> list[Receipt]:
+    return [Receipt.from_json(line) for line in finish(process, 0).splitlines() if line.startswith("{")]
+
+
 def test_a_node_that_joins_is_used_and_one_that_vanishes_costs_its_shards_in_flight(
-    cluster: Cluster, tmp_path: Path, slow_run: Callable[[Cluster], subprocess.Popen[str]]
+    cluster: Cluster, tmp_path: Path, slow_run: Start
 ) -> None:
     begun = tmp_path / "marks"
-    process = slow_run(cluster)
+    process = slow_run("SlowShards", shards=SHARDS, workers={"size": {"min": 2, "max": 3}})
     wait_for(lambda: len(marks(begun)) == 2, process)
     doomed = cluster.add_node(num_cpus=1, resources={"doomed": 1})
     vanished = node_id(cluster, doomed=1)
     wait_for(lambda: len(marks(begun)[vanished]) >= 2, process)
     cluster.remove_node(doomed, allow_graceful=False)
     (begun / "go").touch()
-    lines = [line for line in finish(process, 0).splitlines() if line.startswith("{")]
-    receipts = [Receipt.from_json(line) for line in lines]
+    receipts = receipts_of(process)
     assert sorted(receipt.shard for receipt in receipts) == list(range(SHARDS))
     assert all(receipt.ok for receipt in receipts)
     assert {receipt.node for receipt in receipts} == set(marks(begun))
@@ -121,16 +125,12 @@ def test_a_node_that_joins_is_used_and_one_that_vanishes_costs_its_shards_in_fli
     assert not list((tmp_path / "run").rglob(".tmp-*"))
 
 
-def test_stages_of_the_photos_go_to_the_nodes_with_the_resource_and_others_anywhere(
-    cluster: Cluster, config_file: Path, tmp_path: Path, labelled: Path, start_u2label: Start
+def test_stages_with_a_device_go_to_the_nodes_with_the_resource_and_others_anywhere(
+    cluster: Cluster, slow_run: Start
 ) -> None:
-    command = ("run", str(config_file), "--address", cluster.address, "--set", "workers.cpus=0.5")
-    finish(start_u2label(*command, "--set", "workers.resources={card: 0.5}"), 0)
-    nodes = {
-        stage: {receipt.node for receipt in read_receipts(str(tmp_path / "run"), stage)}
-        for stage in ("instances", "panoptic")
-    }
-    assert nodes["instances"] == {node_id(cluster, card=1)}
-    assert nodes["panoptic"] - nodes["instances"]
-    for stage in ("instances", "panoptic"):
-        assert rows(tmp_path / "run", stage) == rows(labelled, stage)
+    workers = {"size": 2, "cpus": 0.5, "resources": {"card": 0.5}}
+    receipts = receipts_of(slow_run("SlowDeviceShards", "SlowShards", shards=8, workers=workers))
+    with_device, without = ({receipt.node for receipt in some} for some in (receipts[:8], receipts[8:]))
+    assert with_device == {node_id(cluster, card=1)}
+    assert without - with_device
+    assert [actor.uses_device for actor in (InstanceShards, StegoShards, PanopticShards)] == [True, True, False]
