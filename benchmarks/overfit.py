@@ -1,6 +1,6 @@
 """Whether the panoptic model learns: a few generated scenes with their true labels, by heart, on a CPU.
 
-    python benchmarks/overfit.py [--scenes 8] [--steps 300] [--batch 4] [--rate 0.02] [--size 192] [--width 32]
+    python benchmarks/overfit.py [--scenes 8] [--steps 400] [--batch 4] [--rate 0.03] [--size 160] [--width 16]
                                  [--threads 2] [--output FILE]
 
 Trains a small model (ResNet of one block a stage) through `fit_panoptic` and scores it on the same scenes. Prints
@@ -38,13 +38,13 @@ def small_model(width: int) -> dict[str, Any]:
     return {
         "depths": [1, 1, 1, 1],
         "width": width,
-        "channels": 2 * width,
+        "channels": 4 * width,
         "box_dim": 8 * width,
         "mask_channels": 2 * width,
-        "semantic_channels": 2 * width,
-        "rpn_pre_nms": [500, 300],
-        "rpn_post_nms": [300, 150],
-        "roi_sampled": 128,
+        "semantic_channels": 4 * width,
+        "rpn_pre_nms": [200, 100],
+        "rpn_post_nms": [100, 50],
+        "roi_sampled": 64,
     }
 
 
@@ -85,11 +85,11 @@ def score(model: PanopticCascadeRCNN, photos: CocoPhotos, short: int) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=0.02)
-    parser.add_argument("--size", type=int, default=192)
-    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=0.03)
+    parser.add_argument("--size", type=int, default=160)
+    parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
