@@ -13,6 +13,19 @@ ARCHITECTURES = {
     "dinov2_vitb14_reg": "vit_base_patch14_reg4_dinov2.lvd142m",
     "dinov2_vitl14_reg": "vit_large_patch14_reg4_dinov2.lvd142m",
 }
+_PUBLISHED = "https://dl.fbaipublicfiles.com"
+OFFICIAL_URLS = {
+    "dino_vits16": f"{_PUBLISHED}/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth",
+    "dino_vits8": f"{_PUBLISHED}/dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth",
+    "dino_vitb16": f"{_PUBLISHED}/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
+    "dino_vitb8": f"{_PUBLISHED}/dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth",
+    "dinov2_vits14": f"{_PUBLISHED}/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
+    "dinov2_vitb14": f"{_PUBLISHED}/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
+    "dinov2_vitl14": f"{_PUBLISHED}/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+    "dinov2_vits14_reg": f"{_PUBLISHED}/dinov2/dinov2_vits14/dinov2_vits14_reg4_pretrain.pth",
+    "dinov2_vitb14_reg": f"{_PUBLISHED}/dinov2/dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth",
+    "dinov2_vitl14_reg": f"{_PUBLISHED}/dinov2/dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth",
+}
 BACKBONES = (*ARCHITECTURES, PATCH_DCT)
 _DIMS = {"vits": 384, "vitb": 768, "vitl": 1024}
 

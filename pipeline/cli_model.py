@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
-from pipeline.command import Address, AsJson, ConfigPath, Overrides, load, stop_on_sigterm, user_errors
+from pipeline.command import Address, AsJson, ConfigPath, Overrides, answer, load, stop_on_sigterm, user_errors
 from pipeline.errors import ConfigError
 
 RunOrConfig = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or the run's config file.")]
@@ -23,19 +24,21 @@ def add_to(app: typer.Typer, evaluate_app: typer.Typer) -> None:
     app.add_typer(export_app, name="export")
 
 
-def train(config: ConfigPath, overrides: Overrides = None, address: Address = None) -> None:
+def train(config: ConfigPath, overrides: Overrides = None, address: Address = None, as_json: AsJson = False) -> None:
     """Train the panoptic model on the labels of the run, or on human ones. Continues after any interruption."""
-    with user_errors(), stop_on_sigterm():
-        _run_model(config, overrides, address, rounds=False)
+    with user_errors(as_json), stop_on_sigterm():
+        _run_model(config, overrides, address, as_json, rounds=False)
 
 
-def self_train(config: ConfigPath, overrides: Overrides = None, address: Address = None) -> None:
+def self_train(
+    config: ConfigPath, overrides: Overrides = None, address: Address = None, as_json: AsJson = False
+) -> None:
     """Rounds of self-training: sure predictions join the labels, and the model is trained on. Continues likewise."""
-    with user_errors(), stop_on_sigterm():
-        _run_model(config, overrides, address, rounds=True)
+    with user_errors(as_json), stop_on_sigterm():
+        _run_model(config, overrides, address, as_json, rounds=True)
 
 
-def _run_model(config: str, overrides: list[str] | None, address: str | None, *, rounds: bool) -> None:
+def _run_model(config: str, overrides: list[str] | None, address: str | None, as_json: bool, *, rounds: bool) -> None:
     from pipeline.runner import run
     from pipeline.stages import base_name, round_of, stage_names
     from pipeline.status import print_status, run_status
@@ -51,7 +54,8 @@ def _run_model(config: str, overrides: list[str] | None, address: str | None, *,
         if not chosen:
             raise ConfigError("train.steps is 0: set how long to train, such as 90000")
     run(loaded, stages=tuple(chosen), address=address)
-    print_status(run_status(loaded))
+    status = run_status(loaded)
+    answer(status, as_json, lambda: print_status(status))
 
 
 def predict(
@@ -68,12 +72,14 @@ def predict(
     max_side: Annotated[int, typer.Option(min=32, help="Largest long side in pixels.")] = 1333,
     score: Annotated[float | None, typer.Option(help="Least score of an instance; 0.5 by default.")] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Panoptic predictions of photos: overlays with cluster ids, and a COCO panoptic JSON with its PNGs."""
-    with user_errors(), stop_on_sigterm():
+    with user_errors(as_json), stop_on_sigterm():
         from pipeline.predict import run
 
-        run.print_header()
+        table = sys.stderr if as_json else sys.stdout
+        run.print_header(table)
         summary = run.predict_photos(
             weights,
             inputs,
@@ -84,9 +90,9 @@ def predict(
             max_side=max_side,
             score=score,
             amp=amp,
-            on_photo=run.print_photo,
+            on_photo=lambda result: run.print_photo(result, table),
         )
-        run.print_summary(summary)
+        answer(summary, as_json, lambda: run.print_summary(summary))
     if summary.failed:
         raise typer.Exit(1)
 
@@ -111,9 +117,7 @@ def evaluate_panoptic(
     as_json: AsJson = False,
 ) -> None:
     """Panoptic quality, AP, AR and mIoU against human labels, with the mapping of all and of the other half."""
-    with user_errors():
-        import json
-
+    with user_errors(as_json):
         from pipeline import storage
         from pipeline.coco.parts import find_parts
         from pipeline.evaluate.score import evaluate_run, print_scores
@@ -132,11 +136,7 @@ def evaluate_panoptic(
             leftover=leftover,  # type: ignore[arg-type]
             stuff_by_supercategory=supercategories,
         )
-        if as_json:
-            print(json.dumps(found, indent=1))
-        else:
-            print_scores(found)
-            print("\n".join(found["files"]))
+        answer(found, as_json, lambda: print_scores(found), files=found["files"])
 
 
 def _run_of(labels: str | list[str], stage: str) -> str:
@@ -152,10 +152,12 @@ def export_coco(
     output: Annotated[str, typer.Option(help="Folder for the files.")],
     name: Annotated[str, typer.Option(help="Of the set: a part of the files' names.")] = "train",
     whole_masks: Annotated[bool, typer.Option(help="Whole masks of the instances, or what is visible.")] = True,
+    as_json: AsJson = False,
 ) -> None:
     """The labels as COCO panoptic, instances and stuff files, as detectron2 and U2Seg read them."""
-    with user_errors():
+    with user_errors(as_json):
         from pipeline.coco.export import export_coco as export
         from pipeline.coco.export import print_export
 
-        print_export(export(run, run if whole_masks else None, output=output, name=name))
+        exported = export(run, run if whole_masks else None, output=output, name=name)
+        answer(exported, as_json, lambda: print_export(exported))

@@ -84,21 +84,22 @@ class Config(Section):
 def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file (local or remote) and apply `a.b=c` overrides. ConfigError names the key and the value."""
     errors: tuple[type[Exception], ...] = (*storage.store_errors(path), ValueError)
+    shown = storage.redact(path)
     try:
         text = storage.read_bytes(path).decode()
     except FileNotFoundError as error:
-        raise ConfigError(f"no config file {path!r}; the repository's configs/ has examples") from error
+        raise ConfigError(f"no config file {shown!r}; the repository's configs/ has examples") from error
     except errors as error:
-        raise ConfigError(f"cannot read the config file {path!r}: {storage.redact(str(error))}") from error
+        raise ConfigError(f"cannot read the config file {shown!r}: {storage.redact(str(error))}") from error
     try:
         data = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise ConfigError(f"{shown} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, got {type(data).__name__}")
+        raise ConfigError(f"{shown} must hold a mapping of sections, got {type(data).__name__}")
     for override in overrides:
         _apply(data, override)
-    return parse_config(data, origin=path)
+    return parse_config(data, origin=shown)
 
 
 def parse_config(data: dict[str, Any], origin: str) -> Config:

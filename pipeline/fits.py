@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config
-from pipeline.progress import FitProgress, console
+from pipeline.log import say
+from pipeline.progress import FitProgress
 from pipeline.shards import read_part
 from pipeline.sources import open_index
 from pipeline.stages import Stage, index_folder, teacher_identity
@@ -61,13 +62,13 @@ def _has_masks(instances: Stage) -> bool:
 def _said_now_and_then(stage: str, every_s: float = 10.0) -> Callable[[IterationReport], None]:
     last = time.monotonic()
 
-    def say(report: IterationReport) -> None:
+    def tell(report: IterationReport) -> None:
         nonlocal last
         if time.monotonic() - last > every_s:
             last = time.monotonic()
-            console.print(f"{stage}: iteration {report.iteration}, inertia {report.inertia:.6g}")
+            say(f"{stage}: iteration {report.iteration}, inertia {report.inertia:.6g}", stage=stage)
 
-    return say
+    return tell
 
 
 def fit_semantics(stage: Stage, config: Config, table: Table) -> str:

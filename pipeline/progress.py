@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from types import TracebackType
+from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pipeline import log
+from pipeline.log import say
 from pipeline.receipts import Receipt
-
-console = Console(stderr=True, highlight=False)
 
 
 class StageProgress:
@@ -22,7 +23,7 @@ class StageProgress:
         self._started = time.monotonic()
         self._line_every_s = line_every_s
         self._said_at = 0.0
-        self._bar = _bar("shards") if console.is_terminal else None
+        self._bar = _bar("shards") if log.shows_bars() else None
 
     def __enter__(self) -> StageProgress:
         if self._bar is not None:
@@ -36,18 +37,31 @@ class StageProgress:
         if self._bar is not None:
             self._bar.stop()
         elif self.shards:
-            console.print(self._line())
+            say(self._line(), stage=self.stage)
 
     def add(self, receipt: Receipt) -> None:
         self.shards += 1
         self.images += receipt.images
         self.instances += receipt.instances
         self.failed += not receipt.ok
+        self._log(receipt)
         if self._bar is not None:
             self._bar.update(self._task, advance=1, rate=self._rate())
         elif time.monotonic() - self._said_at > self._line_every_s and self.shards < self.pending:
             self._said_at = time.monotonic()
-            console.print(self._line())
+            say(self._line(), stage=self.stage)
+
+    def _log(self, receipt: Receipt) -> None:
+        fields: dict[str, Any] = {
+            "stage": self.stage,
+            "shard": receipt.shard,
+            "host": receipt.host,
+            "seconds": receipt.wall_s,
+        }
+        if receipt.ok:
+            say("shard done", rows=receipt.rows, instances=receipt.instances, **fields)
+        else:
+            say(f"shard failed: {receipt.last_line}", level=logging.ERROR, **fields)
 
     def _rate(self) -> str:
         rate = self.images / max(time.monotonic() - self._started, 1e-9)
@@ -68,7 +82,7 @@ class FitProgress:
         self._started = self._said_at = time.monotonic()
         self._line_every_s = line_every_s
         self._first: tuple[int, float] | None = None  # the step seen first, and when: a fit may go on from half way
-        self._bar = _bar("steps") if console.is_terminal else None
+        self._bar = _bar("steps") if log.shows_bars() else None
 
     def __enter__(self) -> FitProgress:
         if self._bar is not None:
@@ -94,7 +108,7 @@ class FitProgress:
             self._bar.update(self._task, completed=step, rate=f"loss {loss:.4g}")
         elif now - self._said_at > self._line_every_s and step < self.steps:
             self._said_at = now
-            console.print(self._line(step, loss, now))
+            say(self._line(step, loss, now), stage=self.stage, step=step, loss=loss)
 
     def _line(self, step: int, loss: float, now: float) -> str:
         assert self._first is not None
@@ -111,5 +125,5 @@ def _bar(unit: str) -> Progress:
         TextColumn(unit + ", {task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=console,
+        console=log.console,
     )

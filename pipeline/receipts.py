@@ -6,7 +6,8 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
@@ -14,7 +15,9 @@ from pipeline import storage
 from workers.records import Status
 
 N = TypeVar("N", int, float)
+FOLDER = "receipts"  # of the run folder
 MAX_RECEIPTS = 1000  # a file
+READERS = 8  # files read at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +52,18 @@ class Receipt:
         """Images that the stage looked at."""
         return sum(self.rows.values()) - self.rows.get(Status.NOT_SAMPLED, 0)
 
+    @property
+    def last_line(self) -> str:
+        """Of the error: the exception itself, without its traceback."""
+        return (self.error or "").strip().rsplit("\n", 1)[-1]
+
 
 class ReceiptLog:
     """Appends receipts to `<run>/receipts/<stage>-<fingerprint>-<start>.jsonl`, written again now and then; a file
     holds up to 1000. A store that is away costs receipts, not the run."""
 
     def __init__(self, run_uri: str, stage: str, fingerprint: str, *, every_s: float = 15.0) -> None:
-        self._prefix = storage.join(run_uri, "receipts", f"{stage}-{fingerprint}")
+        self._prefix = storage.join(run_uri, FOLDER, f"{stage}-{fingerprint}")
         self._every_s = every_s
         self._written_at = 0.0
         self._begin()
@@ -79,17 +87,29 @@ class ReceiptLog:
                 self._written_at = time.monotonic()
 
 
-def read_receipts(run_uri: str, stage: str, fingerprint: str | None = None) -> list[Receipt]:
-    """The newest receipt of every shard of a stage, by shard; without a fingerprint, those of its last run alone."""
-    folder = storage.join(run_uri, "receipts")
+def list_receipts(run_uri: str) -> list[str]:
+    """The names of all files of receipts of a run."""
+    names = storage.list_folder(storage.join(run_uri, FOLDER))
+    return [name for name in names if name.endswith(".jsonl")]
+
+
+def read_receipts(
+    run_uri: str, stage: str, fingerprint: str | None = None, *, listed: Sequence[str] | None = None
+) -> list[Receipt]:
+    """The newest receipt of every shard of a stage, by shard; without a fingerprint, those of its last run alone.
+
+    `listed` is what `list_receipts` has found, for those who ask for many stages.
+    """
     prefix = f"{stage}-{fingerprint}-" if fingerprint else f"{stage}-"
-    names = [name for name in storage.list_folder(folder) if name.startswith(prefix) and name.endswith(".jsonl")]
+    names = [name for name in (list_receipts(run_uri) if listed is None else listed) if name.startswith(prefix)]
     names.sort(key=lambda name: int(name.removesuffix(".jsonl").rsplit("-", 1)[1]))  # by start time
+    uris = [storage.join(run_uri, FOLDER, name) for name in (names if fingerprint else names[-1:])]
     newest: dict[int, Receipt] = {}
-    for name in names if fingerprint else names[-1:]:
-        for line in storage.read_bytes(storage.join(folder, name)).decode().splitlines():
-            receipt = Receipt.from_json(line)
-            newest[receipt.shard] = receipt
+    with ThreadPoolExecutor(READERS) as pool:
+        for data in pool.map(storage.read_bytes, uris):
+            for line in data.decode().splitlines():
+                receipt = Receipt.from_json(line)
+                newest[receipt.shard] = receipt
     return [newest[shard] for shard in sorted(newest)]
 
 

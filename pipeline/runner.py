@@ -14,16 +14,19 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any
 
+from model.weights import resolve_weights
 from pipeline import __version__, storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StageFailed
 from pipeline.lease import run_lease
+from pipeline.log import say
 from pipeline.preflight import check_all
-from pipeline.progress import StageProgress, console
+from pipeline.progress import StageProgress
 from pipeline.receipts import Receipt, ReceiptLog
 from pipeline.sources import Index, build_index, open_index
 from pipeline.stages import (
     LABELS,
+    LATEST,
     Stage,
     base_name,
     categories,
@@ -35,8 +38,6 @@ from pipeline.stages import (
 )
 from pipeline.weights import local_weights
 from workers.records import SCHEMA_VERSION
-
-LATEST = "latest.json"  # the config and fingerprints of the last run, for `report` and people
 
 
 @dataclass
@@ -73,7 +74,7 @@ def run(
                 continue
             stage = table[name]
             pending = _pending(stage)
-            console.print(_opening(stage, len(pending)))
+            say(_opening(stage, len(pending)), stage=name, fingerprint=stage.fingerprint)
             if pending:
                 _require_inputs(stage, table)
                 _connect(connection, config, address)
@@ -98,7 +99,7 @@ def _index(config: Config, reindex: bool) -> Index:
     if not reindex:
         with contextlib.suppress(FileNotFoundError):
             return open_index(folder)
-    console.print(f"index: listing {storage.redact(config.source.uri)}")
+    say(f"index: listing {storage.redact(config.source.uri)}")
     source = config.source
     try:
         index = build_index(
@@ -111,7 +112,7 @@ def _index(config: Config, reindex: bool) -> Index:
         )
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
-    console.print(f"index: {index.images} images in {index.shards} shards; left out: {index.ignored}")
+    say(f"index: {index.images} images in {index.shards} shards; left out: {index.ignored}")
     return index
 
 
@@ -163,17 +164,21 @@ def _run_shard_stage(
 
     from pipeline.actors import actor_for
     from pipeline.engine import run_shards
+    from pipeline.metrics import StageMetrics
     from pipeline.shards import StageJob
 
     job = StageJob(stage, _pinned(config), index_folder(config), table, _metadata(stage, config, table))
     log = ReceiptLog(config.run.uri, stage.name, stage.fingerprint)
     failures: list[Receipt] = []
     try:
+        done = stage.shards - len(pending)
+        metrics = StageMetrics(storage.redact(config.run.uri), stage.name, done=done, pending=len(pending))
         receipts = run_shards(actor_for(stage.name, config), job, pending, config.workers)
         with StageProgress(stage.name, len(pending)) as progress, closing(receipts):
             for receipt in receipts:
                 log.append(receipt)
                 progress.add(receipt)
+                metrics.add(receipt)
                 failures += [] if receipt.ok else [receipt]
                 if len(failures) > max_failed_fraction * len(pending):
                     raise StageFailed(f"{stage.name}: stopped early, {len(failures)} shards failed", failures)
@@ -200,7 +205,7 @@ def _fit(stage: Stage, config: Config, table: dict[str, Stage]) -> None:
         _log_fit(stage, config, time.perf_counter() - started, message)
         raise StageFailed(f"{stage.name}: {message}") from error
     _log_fit(stage, config, time.perf_counter() - started, None)
-    console.print(f"{stage.name}: {said}")
+    say(f"{stage.name}: {said}", stage=stage.name)
 
 
 def _log_fit(stage: Stage, config: Config, seconds: float, error: str | None) -> None:
@@ -222,8 +227,6 @@ def _log_fit(stage: Stage, config: Config, seconds: float, error: str | None) ->
 
 def _pinned(config: Config) -> Config:
     """The config with the checksum of the weights that this process read: another node must not have another file."""
-    from model.backbone import resolve_weights
-
     backbone = config.backbone
     weights = resolve_weights(backbone.name, local_weights(backbone.weights), sha256=backbone.sha256)
     if weights.path is None:

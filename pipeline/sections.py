@@ -18,7 +18,7 @@ from model.names import BACKBONES
 from pipeline import storage
 
 if TYPE_CHECKING:
-    from model.stego import LossTerms
+    from model.stego_terms import LossTerms
 
 
 class Section(BaseModel):
@@ -29,14 +29,21 @@ def _absolute(uri: str) -> str:
     """A local path made absolute, so that workers on the same machine find it from any folder."""
     if not uri:
         raise ValueError("is empty; give a folder, a file or a URL such as s3://bucket/prefix")
-    if storage.redact(uri) != uri:
-        raise ValueError(storage.NO_CREDENTIALS_IN_URLS)
+    uri = _without_credentials(uri)
     if uri.startswith("file://"):
         uri = urllib.parse.unquote(uri.removeprefix("file://"))
     return uri.rstrip("/") if storage.is_remote(uri) else str(Path(uri).expanduser().absolute())
 
 
+def _without_credentials(uri: str) -> str:
+    """The config is written into every part, so that no secret may be in it."""
+    if storage.redact(uri) != uri:
+        raise ValueError(storage.NO_CREDENTIALS_IN_URLS)
+    return uri
+
+
 Uri = Annotated[str, AfterValidator(_absolute)]
+Weights = Annotated[str, AfterValidator(_without_credentials)]
 
 
 def _known_backbone(name: str) -> str:
@@ -69,7 +76,7 @@ class DecodeConfig(Section):
 
 class BackboneConfig(Section):
     name: BackboneName = "dino_vitb8"
-    weights: str = "official"  # official, random:<seed>, or a path, local or s3://
+    weights: Weights = "official"  # official, random:<seed>, or a path, local or s3://
     dtype: Literal["float32", "bfloat16"] = "float32"
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$")  # pin of the weights file
 
@@ -153,7 +160,7 @@ class SemanticsConfig(Section):
     refine_steps: int = Field(4000, ge=1)
     refine_batch_size: int = Field(16, ge=2)  # a multiple of 4
     refine_image_size: int = Field(224, ge=16)
-    refine_backbone: str | None = None  # path of a DINO ResNet-50; None: random weights
+    refine_backbone: Weights | None = None  # path of a DINO ResNet-50; None: random weights
 
     @model_validator(mode="after")
     def _refines_datus(self) -> SemanticsConfig:
@@ -176,7 +183,7 @@ class SemanticsConfig(Section):
 
     def loss_terms(self) -> LossTerms:
         """The preset with those weights and shifts in their place that are given."""
-        from model.stego import PRESETS
+        from model.stego_terms import PRESETS
 
         given = {
             f"{term}_{kind}": value

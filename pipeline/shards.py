@@ -157,9 +157,10 @@ class PhotoShards(ShardActor):
         """The worker's table of these photos, one row each, in order."""
         if self.attempts.current.one_by_one and records:
             tables = [self.compute([image], records, phases) for image in self._one_by_one(records)]
-            return pa.concat_tables(tables)
+            return _unless_all_refused(pa.concat_tables(tables))
         images = ahead(self._load, records, depth=self.config.workers.prefetch)
-        return self.compute(_timed(self._watched(images), phases, "wait_for_input"), records, phases)
+        table = self.compute(_timed(self._watched(images), phases, "wait_for_input"), records, phases)
+        return _unless_all_refused(table)
 
     def compute(self, images: Iterable[LoadedImage], records: Sequence[ImageRecord], phases: Phases) -> pa.Table:
         """The worker's table of these images, which are those of the records or some of them."""
@@ -207,6 +208,18 @@ class PhotoShards(ShardActor):
             status, message = self._fetcher.fetch_status(record, error)  # raises for what another try may mend
             return LoadedImage(record.image_id, None, status, message)
         return LoadedImage(record.image_id, pixels)
+
+
+def _unless_all_refused(table: pa.Table) -> pa.Table:
+    """The table. PermissionError when each of several photos was refused: that is no fault of theirs, but of the
+    credentials, and rows that say so would stand for good."""
+    errors = [error or "" for error in table["error"].to_pylist()]
+    if len(errors) > 1 and all("PermissionError" in error for error in errors):
+        raise PermissionError(
+            f"all {len(errors)} photos were refused, the first by {errors[0]}; give the workers access to the source "
+            "and run again"
+        )
+    return table
 
 
 def read_part(stage: Stage, shard: int, columns: list[str] | None = None) -> pa.Table:

@@ -20,6 +20,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from model.weights import resolve_weights
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError
@@ -43,6 +44,8 @@ STAGES = (
     "predictions",
     "labels",
 )
+LATEST = "latest.json"  # of the run folder: config and fingerprints of the last run, for `report` and people
+PAGE = 1000  # parts that a bucket lists in one answer
 PART = re.compile(r"part-(\d{5,})\.parquet")
 ROUND = re.compile(r"_(\d+)$")
 LABELS = frozenset({"panoptic", "predictions", "labels"})  # stages of parts with panoptic labels
@@ -70,10 +73,14 @@ class Stage:
     images: int | None = None  # photos that all its shards together look at; None where that is not known
 
     def part(self, shard: int) -> str:
-        return storage.join(self.folder, f"part-{shard:05d}.parquet")
+        return storage.join(self.folder, part_name(shard))
 
     def parts(self) -> list[str]:
         return [self.part(shard) for shard in range(self.shards)]
+
+
+def part_name(shard: int) -> str:
+    return f"part-{shard:05d}.parquet"
 
 
 def stage_names(config: Config) -> tuple[str, ...]:
@@ -245,9 +252,10 @@ def index_folder(config: Config) -> str:
 
 def done_shards(stage: Stage) -> set[int]:
     """The shards whose part is there and whole. A local part that was cut short does not count."""
+    cuts = [part_name(shard) for shard in range(PAGE - 1, stage.shards - 1, PAGE)]
     return {
         int(found[1])
-        for name, size in storage.list_folder(stage.folder).items()
+        for name, size in storage.list_folder(stage.folder, cuts=cuts).items()
         if (found := PART.fullmatch(name)) and _whole(storage.join(stage.folder, name), size)
     }
 
@@ -258,8 +266,6 @@ def is_fitted(stage: Stage) -> bool:
 
 def teacher_identity(config: Config, *, download: bool = True) -> str:
     """Backbone and weights in one line, such as `dino_vits8 sha256:...`."""
-    from model.backbone import resolve_weights  # loads torch, which a look at a run can do without
-
     backbone = config.backbone
     given = local_weights(backbone.weights, download=download)
     weights = resolve_weights(backbone.name, given, sha256=backbone.sha256, download=download)
@@ -289,7 +295,7 @@ def _checksum(key: str, uri: str | None) -> str | None:
         return None
     errors: tuple[type[Exception], ...] = (*storage.store_errors(uri), ValueError)  # ValueError: unknown scheme
     try:
-        return storage.sha256(uri)
+        return storage.sha256(local_weights(uri, key=key))
     except errors as error:
         raise ConfigError(f"{key}: cannot read {storage.redact(uri)!r}: {storage.redact(str(error))}") from error
 

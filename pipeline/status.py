@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -12,9 +14,11 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.fit_progress import read_progress
-from pipeline.receipts import add_up, read_receipts
+from pipeline.receipts import add_up, list_receipts, read_receipts
 from pipeline.sources import open_index
 from pipeline.stages import Stage, done_shards, index_folder, is_fitted, resolve_stages
+
+AT_A_TIME = 8  # stages that are looked at
 
 
 @dataclass(frozen=True)
@@ -67,19 +71,23 @@ def run_status(config: Config) -> RunStatus:
         table = resolve_stages(config, index, download=False)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
-    stages = [stage_status(config.run.uri, stage) for stage in table.values()]
+    listed = list_receipts(config.run.uri)
+    with ThreadPoolExecutor(AT_A_TIME) as pool:  # a bucket is asked for all stages at once
+        stages = list(pool.map(lambda stage: stage_status(config.run.uri, stage, listed), table.values()))
     return RunStatus(run, source, index.images, index.shards, size.min, stages, size.max)
 
 
-def stage_status(run_uri: str, stage: Stage) -> StageStatus:
-    """One stage of the run folder, from its listing and its receipts."""
-    receipts = read_receipts(run_uri, stage.name, stage.fingerprint)
+def stage_status(run_uri: str, stage: Stage, listed: Sequence[str] | None = None) -> StageStatus:
+    """One stage of the run folder, from its listing and its receipts; `listed` as of `read_receipts`."""
+    receipts = read_receipts(run_uri, stage.name, stage.fingerprint, listed=listed)
     if stage.kind == "fit":
         done, shards = {0} if is_fitted(stage) else set(), 1
     else:
         done, shards = done_shards(stage), stage.shards
     good = [receipt for receipt in receipts if receipt.ok and receipt.shard in done]
-    measured = good or [r for r in read_receipts(run_uri, stage.name) if r.ok]  # else with other settings
+    measured = good or [
+        r for r in read_receipts(run_uri, stage.name, listed=listed) if r.ok
+    ]  # else with other settings
     images, wall = sum(r.images for r in measured), sum(r.wall_s for r in measured)
     return StageStatus(
         stage=stage.name,
@@ -101,10 +109,7 @@ def stage_status(run_uri: str, stage: Stage) -> StageStatus:
     )
 
 
-def print_status(status: RunStatus, *, as_json: bool = False) -> None:
-    if as_json:
-        print(json.dumps(asdict(status), indent=2))
-        return
+def print_status(status: RunStatus) -> None:
     console = Console(highlight=False)
     if status.images is None:
         console.print(f"{status.run}: nothing done yet; {status.source} is not indexed", soft_wrap=True)
@@ -139,14 +144,14 @@ def _state(fit: StageStatus) -> str:
     return "to fit" if fit.progress is None else f"step {fit.progress['step']:.0f} of {fit.progress['steps']:.0f}"
 
 
-def print_plan(status: RunStatus, *, as_json: bool = False) -> None:
-    """What is left of each stage, with time and bytes where a rate was measured."""
+def plan_of(status: RunStatus) -> dict[str, Any]:
+    """What is left of each stage, with seconds and bytes where a rate was measured, as plain data."""
+    steps = [asdict(_step(stage, status)) for stage in status.stages]
+    return {"run": status.run, "source": status.source, "images": status.images, "steps": steps}
+
+
+def print_plan(status: RunStatus) -> None:
     steps = [_step(stage, status) for stage in status.stages]
-    if as_json:
-        described = [asdict(step) for step in steps]
-        plan = {"run": status.run, "source": status.source, "images": status.images, "steps": described}
-        print(json.dumps(plan, indent=2))
-        return
     console = Console(highlight=False)
     if status.images is None:
         console.print(f"index {status.source}, then every stage; nothing is measured yet", soft_wrap=True)

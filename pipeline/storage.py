@@ -14,9 +14,10 @@ import hashlib
 import itertools
 import os
 import re
+import shutil
 import tempfile
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -26,6 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from pipeline import local_files, s3
+from pipeline.errors import ConfigError
 from pipeline.local_files import TEMPORARY
 from pipeline.retries import BRIEF, PATIENT, Retry
 
@@ -84,16 +86,16 @@ def _filesystem(protocol: str, anonymous: bool, process: int) -> Any:
 def filesystem(uri: str, *, anonymous: bool = False) -> tuple[Any, str]:
     """The fsspec filesystem of a URI and the path in it.
 
-    ValueError names the scheme when it is unknown, and its package when that is missing; it refuses `s3://key:secret@`.
+    ConfigError names the scheme when it is unknown, and its package when that is missing; it refuses keys in a URL.
     """
     protocol = _protocol(uri)
     if protocol in S3 and redact(uri) != uri:
-        raise ValueError(f"{redact(uri)}: {NO_CREDENTIALS_IN_URLS}")
+        raise ConfigError(f"{redact(uri)}: {NO_CREDENTIALS_IN_URLS}")
     try:
         fs = _filesystem(protocol, anonymous, os.getpid())
     except (ImportError, ValueError) as error:
         remedy = f"; pip install {PACKAGES[protocol]}" if protocol in PACKAGES else ""
-        raise ValueError(f"{redact(uri)}: cannot open '{protocol}://': {error}{remedy}") from error
+        raise ConfigError(f"{redact(uri)}: cannot open '{protocol}://': {error}{remedy}") from error
     if protocol == "file" and "://" in uri[:7]:
         return fs, os.fsdecode(urllib.parse.unquote_to_bytes(uri[7:]))
     return fs, fs._strip_protocol(uri)
@@ -276,13 +278,14 @@ def remove(uri: str, *, retry: Retry = PATIENT) -> None:
         _asking(fs, uri, lambda: fs.rm_file(path), retry)
 
 
-def list_folder(uri: str) -> dict[str, int]:
-    """Names and sizes of the files directly in a folder, sorted by name; empty when there is no such folder."""
+def list_folder(uri: str, *, cuts: Sequence[str] = ()) -> dict[str, int]:
+    """Names and sizes of the files directly in a folder, sorted by name; empty when there is no such folder. A bucket
+    lists the pieces between the names `cuts` side by side."""
     fs, path = filesystem(uri)
     try:
         if _protocol(uri) in S3:
             bucket, prefix = _place(fs, path)
-            found = s3.list_keys(_s3_calls(fs, uri, PATIENT), bucket, prefix, below=False)
+            found = s3.list_in_pieces(_s3_calls(fs, uri, PATIENT), bucket, prefix, [prefix + cut for cut in cuts])
             files = {key.removeprefix(prefix): size for key, size in found}
         else:
             entries = _asking(fs, uri, lambda: fs.ls(path, detail=True), PATIENT)
@@ -292,9 +295,32 @@ def list_folder(uri: str) -> dict[str, int]:
     return dict(sorted(files.items()))
 
 
+def list_subfolders(uri: str) -> list[str]:
+    """Names of the folders directly in a folder, sorted; a link to one is none. Empty when there is no such folder."""
+    fs, path = filesystem(uri)
+    try:
+        entries = _asking(fs, uri, lambda: fs.ls(path, detail=True), PATIENT)
+    except FileNotFoundError:
+        return []
+    folders = (e["name"].rstrip("/") for e in entries if e["type"] == "directory" and not e.get("islink"))
+    return sorted(name.rsplit("/", 1)[-1] for name in folders)
+
+
+def remove_folder(uri: str) -> None:
+    """Delete a folder and all it holds, in a bucket a thousand objects a request; nothing happens without one."""
+    fs, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        if isinstance(fs, LocalFileSystem):
+            shutil.rmtree(path)
+        elif _protocol(uri) in S3:
+            s3.remove_all(_s3_calls(fs, uri, PATIENT), *_place(fs, path))
+        else:
+            _asking(fs, uri, lambda: fs.rm(path, recursive=True), PATIENT)
+
+
 def remove_litter(uri: str) -> None:
-    """Remove what writers that were killed have left directly in a folder: temporary files, and on S3 pending uploads,
-    also of the folders in it. Nobody may be writing there."""
+    """Remove what writers that were killed have left directly in a folder: temporary files, and on S3 the parts of
+    uploads. Nobody may be writing there."""
     for name in list_folder(uri):
         if name.startswith(TEMPORARY):
             remove(join(uri, name))

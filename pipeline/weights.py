@@ -1,20 +1,20 @@
-"""Weights files of backbones that lie in a store: each machine keeps a copy, where torch keeps the official ones."""
+"""Weights files that lie in a store: each machine keeps a copy, where torch keeps the official ones."""
 
 from __future__ import annotations
 
 import hashlib
 import posixpath
 import shutil
-from pathlib import Path
 
+from model.weights import hub_folder
 from pipeline import storage
 from pipeline.errors import ConfigError
 
 CHUNK = 16 << 20  # bytes fetched at a time
 
 
-def local_weights(weights: str, *, download: bool = True) -> str:
-    """`backbone.weights` as `model.backbone` takes it: a URL becomes the path of a copy, made when there is none of the
+def local_weights(weights: str, *, key: str = "backbone.weights", download: bool = True) -> str:
+    """What the config has under `key`, as a path: a URL becomes the path of a copy, made when there is none of the
     object as it is now, and all else stays as it is.
 
     Without `download` the path is that of a file that may not be there. FileNotFoundError: there is no such object.
@@ -22,17 +22,15 @@ def local_weights(weights: str, *, download: bool = True) -> str:
     """
     if not storage.is_remote(weights):
         return weights
-    import torch
-
     shown = storage.redact(weights)
     try:
         name = hashlib.sha256((weights + storage.version(weights)).encode()).hexdigest()[:12]
-        path = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}-{posixpath.basename(weights)}"
+        path = hub_folder() / "checkpoints" / f"{name}-{posixpath.basename(weights)}"
         if not path.is_file() and download:
             with storage.open_input(weights, block_size=CHUNK) as source, storage.open_output(str(path)) as copy:
                 shutil.copyfileobj(source, copy, CHUNK)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"backbone.weights: there is no {shown}") from error
+        raise FileNotFoundError(f"{key}: there is no {shown}") from error
     except storage.store_errors(weights) as error:
-        raise ConfigError(f"backbone.weights: cannot read {shown}: {storage.redact(str(error))}") from error
+        raise ConfigError(f"{key}: cannot read {shown}: {storage.redact(str(error))}") from error
     return str(path)

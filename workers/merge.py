@@ -107,6 +107,23 @@ def painting_order(masks_nhw: BoolArray) -> NDArray[np.int64]:
     return np.argsort(-areas, kind="stable").astype(np.int64)
 
 
+def whole_masks(ids_hw: NDArray[np.int32], things: Sequence[int], masks_n: Sequence[BoolArray]) -> dict[int, BoolArray]:
+    """Id of a visible thing -> its whole mask: of the `masks_n` that were merged to `ids_hw`, each (h, w).
+
+    The merge numbers instances from 1 in its painting order, hidden ones too. ValueError when a thing has pixels off
+    its mask: they are of different runs.
+    """
+    order = painting_order(np.stack(masks_n)) if masks_n else np.zeros(0, np.int64)
+    whole = {thing: masks_n[order[thing - 1]] for thing in things if 0 < thing <= len(order)}
+    foreign = [thing for thing in things if thing not in whole or not whole[thing][ids_hw == thing].all()]
+    if foreign:
+        raise ValueError(
+            f"the segments {foreign[:5]} do not lie on the {len(masks_n)} masks of the instances; give those that the "
+            "labels were merged from"
+        )
+    return whole
+
+
 def _paint_things(masks: BoolArray, order: NDArray[np.int64], min_visible: float) -> NDArray[np.int32]:
     ids = np.zeros(masks.shape[1:], dtype=np.int32)
     for thing_id, index in enumerate(order, start=1):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from model.targets import Target
 from workers.masks import BoolArray, decode_panoptic_png, decode_rle, mask_box
-from workers.merge import VOID_ID, VOID_LABEL, painting_order
+from workers.merge import VOID_ID, VOID_LABEL, whole_masks
 from workers.records import READABLE
 
 THINGS = 0  # the class of the semantic map that all instances share
@@ -181,20 +181,16 @@ def _visible_masks(ids: NDArray[np.int32], things: Sequence[Label]) -> dict[int,
 def _whole_masks(
     image_id: str, ids: NDArray[np.int32], things: Sequence[Label], instances: Mapping[str, Any]
 ) -> dict[int, BoolArray]:
-    """The masks of the instances part. The merge numbers things from 1 in its painting order, the hidden ones too."""
+    """The masks of the instances part that the visible things are parts of."""
     of_row = (instances["image_id"], instances["height"], instances["width"])
     if of_row != (image_id, *ids.shape):
         raise ValueError(f"{image_id}: a row of instances of {of_row}, wanted one of {(image_id, *ids.shape)}")
-    masks = [decode_rle(counts, *ids.shape) for counts in instances["rle"]]
-    order = painting_order(np.stack(masks)) if masks else np.zeros(0, np.int64)
-    whole = {thing.id: masks[order[thing.id - 1]] for thing in things if thing.id <= len(order)}
-    foreign = [thing.id for thing in things if thing.id not in whole or not whole[thing.id][ids == thing.id].all()]
-    if foreign:
-        raise ValueError(
-            f"{image_id}: segments {foreign[:5]} do not lie on the {len(masks)} masks of its instances: the two parts "
-            "are not of the same run"
+    try:
+        return whole_masks(
+            ids, [thing.id for thing in things], [decode_rle(counts, *ids.shape) for counts in instances["rle"]]
         )
-    return whole
+    except ValueError as error:
+        raise ValueError(f"{image_id}: {error}") from error
 
 
 def _check_sizes(image_id: str, image: NDArray[np.uint8], sizes: Mapping[str, tuple[int, ...]]) -> None:

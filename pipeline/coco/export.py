@@ -38,7 +38,7 @@ from pipeline.coco.reader import VOID_ID, Categories, PanopticImage, check_size
 from pipeline.errors import ConfigError
 from pipeline.shards import ahead
 from workers.masks import BoolArray, decode_rle, encode_rle, mask_box
-from workers.merge import VOID_LABEL, painting_order
+from workers.merge import VOID_LABEL, whole_masks
 from workers.records import READABLE
 
 THINGS = 0  # in a stuff PNG
@@ -198,8 +198,12 @@ class _Writer:
         listed = {"id": entry.image_id, "file_name": image.name, "height": height, "width": width}
         segments = [_segment_entry(image, segment) for segment in entry.row["segments"]]
         annotation = {"image_id": entry.image_id, "file_name": png, "segments_info": segments}
-        visible = {s.id: image.ids == s.id for s in image.segments if s.category <= self._things}
-        masks = visible if entry.instances is None else whole_masks(image.origin, visible, entry.instances)
+        things = [s.id for s in image.segments if s.category <= self._things]
+        masks = (
+            {number: image.ids == number for number in things}
+            if entry.instances is None
+            else _whole_masks(image, things, entry.instances)
+        )
         hidden = 0 if entry.instances is None else len(entry.instances["rle"]) - len(masks)
         category = {s.id: s.category for s in image.segments}
         instances = [_instance_entry(entry.image_id, category[number], mask) for number, mask in masks.items()]
@@ -226,23 +230,13 @@ def stuff_png(image: PanopticImage, things: int) -> bytes:
     return stream.getvalue()
 
 
-def whole_masks(where: str, visible: Mapping[int, BoolArray], instances: Mapping[str, Any]) -> dict[int, BoolArray]:
-    """Id of a visible thing -> its whole mask, of the row of the instances part that the labels were merged from.
-
-    The merge numbers instances from 1 in its painting order, hidden ones too. ConfigError when a thing has pixels off
-    its mask: the parts are not of one run.
-    """
+def _whole_masks(image: PanopticImage, things: Sequence[int], instances: Mapping[str, Any]) -> dict[int, BoolArray]:
     size = (instances["height"], instances["width"])
-    masks = [decode_rle(counts, *size) for counts in instances["rle"]]
-    order = painting_order(np.stack(masks)) if masks else np.zeros(0, np.int64)
-    whole = {number: masks[order[number - 1]] for number in visible if number <= len(order)}
-    foreign = [n for n, seen in visible.items() if n not in whole or seen.shape != size or not whole[n][seen].all()]
-    if foreign:
-        raise ConfigError(
-            f"{where}: the segments {foreign[:5]} do not lie on the {len(masks)} masks of the instances part; give the "
-            "parts that the labels were merged from, or none, and the masks are the visible ones"
-        )
-    return whole
+    check_size(image.origin, image.ids.shape, "its row of instances", size)
+    try:
+        return whole_masks(image.ids, things, [decode_rle(counts, *size) for counts in instances["rle"]])
+    except ValueError as error:
+        raise ConfigError(f"{image.origin}: {error}, or none, and the masks are the visible ones") from error
 
 
 def _segment_entry(image: PanopticImage, segment: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from model.instance_metrics import Instance
 from pipeline import storage
 from pipeline.coco.reader import Categories, PanopticImage, PanopticSegment, check_image, decode_ids, read_categories
 from pipeline.errors import ConfigError
@@ -19,6 +20,7 @@ from workers.records import READABLE
 
 Inputs = str | Sequence[str]  # a run (folder or config file), a folder of parts, or the parts themselves
 LABEL_COLUMNS = ["image_id", "height", "width", "status", "panoptic", "segments"]
+DETECTION_COLUMNS = ["rle", "bbox", "area", "score", "category"]  # of the model's predictions
 
 
 class PanopticParts:
@@ -33,6 +35,8 @@ class PanopticParts:
         self._parts = list(parts)
         self.categories = common_categories(self._parts)
         self.shown = storage.redact(self._parts[0].rsplit("/", 1)[0])
+        detects = set(DETECTION_COLUMNS) <= set(_schema(self._parts[0]).names)
+        self._columns = LABEL_COLUMNS + (DETECTION_COLUMNS if detects else [])
         self._place: dict[str, tuple[int, int]] = {}
         for number, part in enumerate(self._parts):
             rows = read_part_columns(part, ["image_id", "status"])
@@ -52,7 +56,7 @@ class PanopticParts:
         return image_of_row(entry, storage.redact(self._parts[number]), self.categories)
 
     def _load(self, number: int) -> pa.Table:
-        return read_part_columns(self._parts[number], LABEL_COLUMNS)
+        return read_part_columns(self._parts[number], self._columns)
 
 
 def find_parts(inputs: Inputs, stage: str = "panoptic") -> list[str]:
@@ -90,7 +94,7 @@ def common_categories(parts: Sequence[str]) -> Categories:
     """The category list that all parts (at least one) carry in their metadata. ConfigError: none, or different ones."""
     lists: dict[bytes, str] = {}
     for part in parts:
-        listed = _metadata(part).get(b"u2label.categories")
+        listed = (_schema(part).metadata or {}).get(b"u2label.categories")
         if listed is None:
             raise ConfigError(f"{storage.redact(part)} has no list of categories in its metadata: not a panoptic part")
         lists.setdefault(listed, part)
@@ -110,9 +114,20 @@ def image_of_row(row: Mapping[str, Any], where: str, categories: Categories) -> 
     segments = tuple(
         PanopticSegment(segment["id"], segment["category"], score=segment["score"]) for segment in row["segments"]
     )
-    image = PanopticImage(row["image_id"], where, decode_ids(row["panoptic"], where), segments)
+    found = _detections(row) if "category" in row else None
+    image = PanopticImage(row["image_id"], where, decode_ids(row["panoptic"], where), segments, found)
     check_image(image, categories)
     return image
+
+
+def _detections(row: Mapping[str, Any]) -> tuple[Instance, ...]:
+    size = [row["height"], row["width"]]
+    return tuple(
+        Instance(category, {"size": size, "counts": rle}, (x0, y0, x1 - x0, y1 - y0), float(area), False, score)
+        for category, rle, (x0, y0, x1, y1), area, score in zip(
+            *(row[name] for name in ("category", "rle", "bbox", "area", "score")), strict=True
+        )
+    )
 
 
 def read_part_columns(part: str, columns: list[str]) -> pa.Table:
@@ -123,9 +138,10 @@ def read_part_columns(part: str, columns: list[str]) -> pa.Table:
         raise ConfigError(f"cannot read {storage.redact(part)!r} as a part: {storage.redact(str(error))}") from error
 
 
-def _metadata(part: str) -> Mapping[bytes, bytes]:
+def _schema(part: str) -> pa.Schema:
+    """Columns and metadata of a part."""
     try:
         with storage.open_input(part, block_size=0) as stream, pq.ParquetFile(stream) as file:
-            return file.metadata.metadata or {}
+            return file.schema_arrow
     except (*storage.store_errors(part), pa.ArrowInvalid) as error:
         raise ConfigError(f"cannot read {storage.redact(part)!r} as a part: {storage.redact(str(error))}") from error

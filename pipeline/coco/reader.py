@@ -54,13 +54,15 @@ class PanopticSegment(NamedTuple):
 class PanopticImage:
     """One labelled image: `ids` (h, w) int32 with 0 = void, and a segment for each of its other ids.
 
-    `origin` is where it was read from, for messages.
+    `origin` is where it was read from, for messages. `detections` is all that a model detected, with boxes and scores,
+    before it was combined to `segments`; None where only those are known.
     """
 
     name: str
     origin: str
     ids: NDArray[np.int32]
     segments: tuple[PanopticSegment, ...]
+    detections: tuple[Instance, ...] | None = None
 
 
 class CocoPanoptic:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -20,29 +21,59 @@ from pipeline.runner import run
 
 SCENES = 200
 SIZE = (320, 320)
+MEASURES = {
+    "AP50": "AP50: class-agnostic mask AP at IoU 0.5",
+    "AP": "AP: class-agnostic mask AP, IoU 0.5 to 0.95",
+    "AR100": "AR100: class-agnostic mask AR, 100 detections",
+    "PQ_things": "PQ: panoptic quality of things",
+    "SQ_things": "SQ: segmentation quality of things",
+    "RQ_things": "RQ: recognition quality of things",
+    "PQ_stuff": "PQ of stuff",
+    "PQ": "PQ of things and stuff",
+    "PQ_without_stuff": "PQ of the same without its stuff",
+}
 
 
-def run_demo(output: Path, config_path: Path, photos: Path | None, *, scenes: int = SCENES) -> dict[str, float]:
-    """Write scenes below `output`, label them, print their scores and the report's path; then `photos`, if given."""
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What a demo made: the scores of the scenes' `labels` and of the `model`'s predictions, and the reports by what
+    they are of."""
+
+    scores: dict[str, Scores]
+    reports: dict[str, str]
+
+
+def run_demo(output: Path, config_path: Path, photos: Path | None, *, scenes: int = SCENES) -> Demo:
+    """Write scenes below `output`, label them, train a model on the labels if the config says so, score both and write
+    the report; then label `photos`, if given."""
     photos = photos and photos.expanduser()
     if photos is not None and not photos.is_dir():
         raise ConfigError(f"--photos: no folder {str(photos)!r}; give a folder of images")
     folder = output / "scenes"
     write_scenes(str(folder), scenes, seed=0, size=SIZE)
     config = _config(config_path, folder / "images", output / "run")
-    parts = run(config).stages["panoptic"].parts()
-    scores = score_scenes(str(folder), parts)
-    report = write_report(config.run.uri, None)
-    print_scores(scores)
-    print(f"report of the scenes: {report}")
+    stages = run(config).stages
+    names = {"labels": "panoptic", "model": "predictions"}
+    scores = {what: score_scenes(str(folder), stages[name].parts()) for what, name in names.items() if name in stages}
+    reports = {"the scenes": write_report(config.run.uri, None)}
     if photos is not None:
-        own = _config(config_path, photos, output / "photos", "source.format=auto", "maskcut.image_size=480")
+        changes = ("source.format=auto", "maskcut.image_size=480", "train.steps=0")  # a model of its own takes longer
+        own = _config(config_path, photos, output / "photos", *changes)
         run(own)
-        print(f"report of {photos}: {write_report(own.run.uri, None)}")
-    return scores
+        reports[str(photos)] = write_report(own.run.uri, None)
+    return Demo(scores, reports)
 
 
-def score_scenes(folder: str, parts: Sequence[str]) -> dict[str, float]:
+def print_demo(demo: Demo) -> None:
+    print_scores(**demo.scores)
+    for what, report in demo.reports.items():
+        print(f"report of {what}: {report}")
+
+
+def score_scenes(folder: str, parts: Sequence[str]) -> Scores:
     """Scores of panoptic parts against the truth that `write_scenes` wrote below `folder`.
 
     Returns:
@@ -66,24 +97,17 @@ def _config(path: Path, source: Path, run_folder: Path, *overrides: str) -> Conf
     return load_config(str(path), [f"source.uri={source.absolute()}", f"run.uri={run_folder.absolute()}", *overrides])
 
 
-def print_scores(scores: Mapping[str, float]) -> None:
-    """What `score_scenes` found, as a table."""
-    table = Table("measure", "value", title=f"pseudo-labels of {scores['images']:.0f} scenes against their truth")
-    for name, meaning in (
-        ("AP50", "class-agnostic mask AP at IoU 0.5"),
-        ("AP", "class-agnostic mask AP, IoU 0.5 to 0.95"),
-        ("AR100", "class-agnostic mask AR, 100 detections"),
-        ("PQ_things", "panoptic quality of things"),
-        ("SQ_things", "segmentation quality of things"),
-        ("RQ_things", "recognition quality of things"),
-        ("PQ_stuff", "panoptic quality of stuff"),
-        ("PQ", "panoptic quality of things and stuff"),
-    ):
-        table.add_row(f"{name}: {meaning}", f"{100 * scores[name]:.1f} %")
-    table.add_row("PQ of the same labels without their stuff", f"{100 * scores['PQ_without_stuff']:.1f} %")
+def print_scores(labels: Scores, model: Scores | None = None) -> None:
+    """What `score_scenes` found of the labels, and of the model that was trained on them, as a table."""
+    title = f"{labels['images']:.0f} scenes against their truth, which neither labels nor model have seen"
+    columns = {"pseudo-labels": labels} | ({"model trained on them": model} if model else {})
+    table = Table("measure", *columns, title=title)
+    for name, meaning in MEASURES.items():
+        table.add_row(meaning, *(f"{100 * scores[name]:.1f} %" for scores in columns.values()))
     console = Console(highlight=False)
     console.print(table)
-    console.print(
-        f"{scores['unmapped_segments']:.0f} of {scores['segments']:.0f} segments are of classes that match no true "
-        "category one to one; panoptic quality counts them as void"
-    )
+    for what, scores in columns.items():
+        console.print(
+            f"{what}: {scores['unmapped_segments']:.0f} of {scores['segments']:.0f} segments are of classes that match "
+            "no true category one to one; panoptic quality counts them as void"
+        )

@@ -59,6 +59,11 @@ def visible_instances(image: PanopticImage, things: set[int]) -> list[Instance]:
     ]
 
 
+def found_instances(image: PanopticImage, things: set[int]) -> list[Instance]:
+    """All that was detected in an image, sure or not, as AP takes it; the visible things where only they are known."""
+    return visible_instances(image, things) if image.detections is None else list(image.detections)
+
+
 class InstanceScores:
     """AP and AR of boxes and of masks. `class_agnostic` takes all things for one class and needs no mapping."""
 

@@ -6,7 +6,9 @@ it stands what a mapping learnt on one half of the images (by a hash of their na
 
 Panoptic quality is given twice: *merged*, where the stuff of one class is one segment an image, of the prediction and
 of the truth, and *unmerged*, segment by segment as they are, which is what the COCO evaluator and U2Seg compute.
-Semantic scores are of the categories of the id maps, strict and as published (model/semantic_metrics.py).
+AP and AR are of all that was detected when the parts are a model's predictions, which list it with its scores; of the
+visible things otherwise. Semantic scores are of the categories of the id maps, strict and as published
+(model/semantic_metrics.py).
 
 U2Seg's vote is taken on the panoptic segments, because they are what a labelling is; its program votes with the
 detections and the semantic map from before they are combined.

@@ -16,7 +16,7 @@ from model.instance_metrics import Instance
 from model.metrics import PanopticQuality, PanopticResult
 from model.semantic_metrics import ConfusionCounts, score
 from pipeline.coco.reader import Categories
-from pipeline.evaluate.instances import InstanceScores, TrueInstances, visible_instances
+from pipeline.evaluate.instances import InstanceScores, TrueInstances, found_instances
 from pipeline.evaluate.mapping import ClassOf, Evidence, relabel, rename_overlaps
 from pipeline.evaluate.panoptic import LabelPair
 
@@ -36,7 +36,7 @@ class Tally:
         self._segments = self._without_class = self._without_score = 0
 
     def add(self, pair: LabelPair, objects: TrueInstances) -> None:
-        true, found = objects.of(pair.truth), visible_instances(pair.predicted, self._things)
+        true, found = objects.of(pair.truth), found_instances(pair.predicted, self._things)
         self._all.add(pair, true, found)
         if self._halves is not None:
             self._halves[pair.half].add(pair, true, found)

@@ -10,6 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TextIO
 
 import torch
 
@@ -176,16 +177,17 @@ def _at_least_one(photos: Iterator[ImageRecord], inputs: Sequence[str]) -> Itera
     return itertools.chain([first], photos)
 
 
-def print_header() -> None:
-    print(f"{'things':>6} {'stuff':>6} {'seconds':>8}  image")
+def print_header(file: TextIO | None = None) -> None:
+    print(f"{'things':>6} {'stuff':>6} {'seconds':>8}  image", file=file)
 
 
-def print_photo(result: PhotoResult) -> None:
+def print_photo(result: PhotoResult, file: TextIO | None = None) -> None:
     """A line of the table that `print_header` begins; for `on_photo`."""
     if result.error is not None:
-        print(f"{'-':>6} {'-':>6} {'-':>8}  {result.image_id}: {result.status}: {result.error}", flush=True)
+        line = f"{'-':>6} {'-':>6} {'-':>8}  {result.image_id}: {result.status}: {result.error}"
     else:
-        print(f"{result.things:>6} {result.stuff:>6} {result.seconds:>8.2f}  {result.image_id}", flush=True)
+        line = f"{result.things:>6} {result.stuff:>6} {result.seconds:>8.2f}  {result.image_id}"
+    print(line, file=file, flush=True)
 
 
 def print_summary(summary: PredictSummary) -> None:

@@ -66,7 +66,7 @@ class RefineFit:
 
 def read_stego(stage: Stage) -> StegoFit | None:
     """A fit of STEGO; None when it is not complete. An artifact without a history or histograms gives no charts."""
-    record = _read(stage, "steps", "images")
+    record = read_record(stage, "steps", "images")
     if record is None:
         return None
     history = record.get("history") or []
@@ -87,12 +87,12 @@ def read_stego(stage: Stage) -> StegoFit | None:
 
 def read_datus(stage: Stage) -> DatusFit | None:
     """A fit of DatUS2; None when it is not complete."""
-    record = _read(stage, "sizes", "iterations")
+    record = read_record(stage, "sizes", "iterations")
     if record is None:
         return None
     sizes, inertia = [int(size) for size in record["sizes"]], record.get("inertia") or []
     drawn = [
-        *_lines("Inertia of k-means", range(1, len(inertia) + 1), {"": inertia}, "iteration", "inertia"),
+        *lines("Inertia of k-means", range(1, len(inertia) + 1), {"": inertia}, "iteration", "inertia"),
         charts.bar_chart(
             "Segments of each class",
             sizes,
@@ -107,14 +107,14 @@ def read_datus(stage: Stage) -> DatusFit | None:
 
 def read_refine(stage: Stage) -> RefineFit | None:
     """A fit of the refining network; None when it is not complete."""
-    record = _read(stage, "settings", "photos", "loss")
+    record = read_record(stage, "settings", "photos", "loss")
     if record is None:
         return None
-    drawn = _lines("Loss of DeepLabV3", range(1, len(record["loss"]) + 1), {"": record["loss"]}, "checkpoint", "loss")
+    drawn = lines("Loss of DeepLabV3", range(1, len(record["loss"]) + 1), {"": record["loss"]}, "checkpoint", "loss")
     return RefineFit(int(record["settings"]["steps"]), int(record["photos"]), drawn)
 
 
-def _read(stage: Stage, *needed: str) -> dict[str, Any] | None:
+def read_record(stage: Stage, *needed: str) -> dict[str, Any] | None:
     """The record of a complete fit with the keys `needed`; None when the fit is not complete."""
     if not is_fitted(stage):
         return None
@@ -150,13 +150,13 @@ def _history(history: list[dict[str, float]]) -> list[charts.Chart]:
         return {LOSSES.get(name, ""): [entry[name] for entry in history] for name in names}
 
     return [
-        *_lines("Correspondence loss", steps, values(*LOSSES), "step", "loss"),
-        *_lines("Loss of the cluster probe", steps, values("cluster"), "step", "loss"),
-        *_lines("Classes that a batch uses", steps, values("classes_used"), "step", "classes"),
+        *lines("Correspondence loss", steps, values(*LOSSES), "step", "loss"),
+        *lines("Loss of the cluster probe", steps, values("cluster"), "step", "loss"),
+        *lines("Classes that a batch uses", steps, values("classes_used"), "step", "classes"),
     ]
 
 
-def _lines(title: str, steps: Any, series: dict[str, list[float]], x_label: str, y_label: str) -> list[charts.Chart]:
+def lines(title: str, steps: Any, series: dict[str, list[float]], x_label: str, y_label: str) -> list[charts.Chart]:
     """No chart when there is nothing finite to draw."""
     if not any(math.isfinite(value) for values in series.values() for value in values):
         return []

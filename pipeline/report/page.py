@@ -11,6 +11,7 @@ from pipeline import __version__, storage
 from pipeline.receipts import read_receipts
 from pipeline.report import charts, overlay, rows
 from pipeline.report.clusters import ClusterFit, Clusters, describe_clusters, find_members
+from pipeline.report.model import Model, describe_model
 from pipeline.report.pictures import Drawer, Picture
 from pipeline.report.run import Run
 from pipeline.report.semantics import Stuff, describe_stuff
@@ -48,6 +49,7 @@ class Page:
     photos: list[Picture]
     categories: dict[int, str]
     stuff: Stuff | None  # None for a run without
+    model: Model | None  # likewise
     clusters: Clusters | None
     failed: list[FailedShard]
     missing: list[str]
@@ -84,6 +86,7 @@ def describe(run: Run, *, max_photos: int, max_clusters: int) -> Page:
         photos=photos,
         categories=names,
         stuff=describe_stuff(run, statuses, names, max_photos),
+        model=describe_model(run, places, photos),
         clusters=describe_clusters(run, fit, members, crops, names, max_clusters) if fit else None,
         failed=_failed_shards(run, statuses),
         missing=_missing(run),

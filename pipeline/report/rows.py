@@ -36,7 +36,7 @@ PHOTO_COLUMNS = {
     "instances": ["image_id", "height", "width", "status", "error", "rle"],
     "panoptic": ["image_id", "height", "width", "status", "error", "panoptic", "segments"],
     "semantics": ["image_id", "status", "error", "labels"],
-}
+}  # of a stage; the model's predictions are panoptic labels too
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,11 @@ def sample_images(index: Index, done: Collection[int], wanted: int) -> list[tupl
 
 def read_images(stage: Stage, shard: int, rows: Sequence[int]) -> list[dict[str, Any]]:
     """Whole rows of a part, but for what the report does not draw."""
-    images: list[dict[str, Any]] = read_columns(stage.part(shard), PHOTO_COLUMNS[stage.name]).take(rows).to_pylist()
+    images: list[dict[str, Any]] = (
+        read_columns(stage.part(shard), PHOTO_COLUMNS[stage.name if stage.name in PHOTO_COLUMNS else "panoptic"])
+        .take(rows)
+        .to_pylist()
+    )
     return images
 
 

@@ -8,6 +8,7 @@ every word in it that comes from a file name, an error or a configuration is esc
     rows, maps  what is read of the parts; how much of a large run
     pictures    the photos, fetched again, and what is drawn on them (`overlay`)
     fits        what the fits of the stuff classes left behind
+    model       the panoptic model: its losses, and its predictions beside the labels
     charts      the geometry of the charts
 """
 
@@ -26,9 +27,8 @@ from pipeline.errors import ConfigError
 from pipeline.report import charts, overlay
 from pipeline.report.page import Page, describe
 from pipeline.report.run import Run
-from pipeline.runner import LATEST
 from pipeline.sources import Index, open_index
-from pipeline.stages import FITS, Stage, done_shards, index_folder, is_fitted, resolve_stages
+from pipeline.stages import FITS, LATEST, Stage, base_name, done_shards, index_folder, is_fitted, resolve_stages
 
 
 def write_report(run_or_config: str, output: str | None, *, max_photos: int = 48, max_clusters: int = 24) -> str:
@@ -98,6 +98,8 @@ def _read_latest(uri: str) -> tuple[dict[str, Any], dict[str, str]] | None:
         return dict(latest["config"]), fingerprints
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ConfigError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{storage.redact(where)} is not what u2label run writes ({error!r}); run again") from error
 
@@ -114,7 +116,7 @@ def _stages(run_uri: str, fingerprints: dict[str, str], shards: int) -> dict[str
     return {
         name: Stage(
             name,
-            "fit" if name in FITS else "shard",
+            "fit" if base_name(name) in FITS else "shard",
             fingerprint,
             storage.join(run_uri, name, fingerprint),
             shards,

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.backbone import file_sha256
 from model.deeplab import DeepLabV3, build_deeplab
 from model.ranks import Ranks
+from model.weights import file_sha256
 from pipeline import ray_train, storage
 from pipeline.fit_progress import PROGRESS, Entry, watching, write_progress
 from pipeline.shards import ahead

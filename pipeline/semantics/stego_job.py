@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.stego import COCOSTUFF27_VITS, LossTerms
+from model.stego_terms import COCOSTUFF27_VITS, LossTerms
 from pipeline import storage
 from pipeline.semantics.stego_features import FeatureSet
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from model.panoptic import PanopticCascadeRCNN
 from pipeline import storage
 from pipeline.predict.weights import read_weights
 from pipeline.train.photos import TrainingPhotos
+from pipeline.weights import local_weights
 from workers.augment import MAX_SIDE, SHORT_SIDES
 from workers.copy_paste import CopyPaste
 from workers.training import Optimisation
@@ -69,8 +71,7 @@ def build_model(job: TrainJob) -> PanopticCascadeRCNN:
         torch.manual_seed(settings.optimisation.seed)
         model = PanopticCascadeRCNN(photos.num_things, photos.num_stuff, **settings.model)
     if settings.backbone is not None:
-        with storage.local_copy(settings.backbone) as path:
-            load_backbone_detectron2(model, path)
+        load_backbone_detectron2(model, Path(local_weights(settings.backbone, key="train.backbone")))
     if settings.init is not None:
         state, *_ = read_weights(settings.init)
         if settings.init_classes == "new":

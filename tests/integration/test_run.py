@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import duckdb
@@ -11,7 +13,9 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, StageFailed
 from pipeline.runner import run
@@ -162,3 +166,11 @@ def test_a_cluster_that_is_too_small_is_refused_with_the_numbers(config_file: Pa
         ConfigError, match=r"workers.size x workers.gpus asks for 2 GPUs in actors of 1, the cluster has 0"
     ):
         run(load_config(str(config_file), ["workers.gpus=1"]))
+
+
+def test_a_run_answers_in_one_json_document(finished: Config) -> None:
+    path = Path(finished.run.uri).parent / "config.yaml"
+    result = CliRunner().invoke(app, ["run", str(path), "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == asdict(run_status(finished))
+    assert "instances" in result.stderr

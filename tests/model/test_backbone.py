@@ -11,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from dino_reference import dino_keys_and_cls, dino_keys_and_tokens, seeded_state
 
-from model.backbone import file_sha256, load_backbone, resolve_weights
+from model.backbone import load_backbone
 from model.names import ARCHITECTURES, embedding_dim, patch_size
 
 
@@ -101,31 +101,6 @@ def test_pickle_with_code_is_refused(tmp_path: Path) -> None:
     torch.save({"cls_token": Path("x")}, tmp_path / "code.pth")
     with pytest.raises(ValueError, match="not a checkpoint that torch can read safely"):
         load_backbone("dino_vits16", str(tmp_path / "code.pth"))
-
-
-def test_checksum_is_recorded_and_pinned(tmp_path: Path) -> None:
-    path = tmp_path / "w.pth"
-    path.write_bytes(b"abc")
-    digest = file_sha256(path)
-    assert digest == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert resolve_weights("dino_vits8", str(path)).identity == f"sha256:{digest}"
-    assert resolve_weights("dino_vits8", str(path), sha256=digest.upper()).path == path
-    with pytest.raises(ValueError, match=r"backbone\.sha256.*the config pins 0000"):
-        resolve_weights("dino_vits8", str(path), sha256="0" * 64)
-
-
-@pytest.mark.parametrize(
-    ("name", "weights", "message"),
-    [
-        ("dino_vits9", "official", "backbone.name: 'dino_vits9' is not one of"),
-        ("dino_vits8", "/nowhere/w.pth", "no file '/nowhere/w.pth'"),
-        ("dino_vits8", "random:x", "is not random:<seed>"),
-        ("patch-dct", "/nowhere/w.pth", "patch-dct has no weights file"),
-    ],
-)
-def test_wrong_names_and_weights_say_what_to_do(name: str, weights: str, message: str) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        resolve_weights(name, weights)
 
 
 @pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vits14_reg", "patch-dct"])

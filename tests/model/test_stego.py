@@ -14,16 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.stego import (
-    PRESETS,
     ClusterProbe,
     Correspondence,
-    LossTerms,
     StegoHead,
     correspondence_loss,
     derangement,
     drop_channels,
     sample_points,
 )
+from model.stego_terms import PRESETS, LossTerms
 
 TERMS = LossTerms(0.1, 0.2, 0.3, 1.0, 1.0, 1.0)
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.command import user_errors
+from pipeline.errors import StageFailed
+from pipeline.receipts import Receipt
 from tests.pipeline.coco.label_files import random_run
 
 RUNNER = CliRunner()
@@ -24,7 +30,7 @@ def write(folder: Path, **overrides: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("command", ["run", "status", "plan", "report", "demo"])
+@pytest.mark.parametrize("command", ["run", "status", "plan", "report", "demo", "submit", "clean"])
 def test_every_command_has_help(command: str) -> None:
     result = RUNNER.invoke(app, [command, "--help"])
     assert result.exit_code == 0
@@ -109,3 +115,57 @@ def test_parts_outside_a_run_are_scored_into_a_folder_that_is_named(tmp_path: Pa
     assert scored.exit_code == 0
     assert json.loads(scored.output)["all_images"]["PQ"] == 1.0
     assert (tmp_path / "out" / "panoptic.json").exists()
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+def test_every_command_can_answer_in_json() -> None:
+    without = [name for name, command in commands(get_command(app)) if "--json" not in options_of(command)]
+    assert without == []
+
+
+def options_of(command: Any) -> list[str]:
+    return [option for parameter in command.params for option in parameter.opts]
+
+
+def test_an_error_is_one_document_too(tmp_path: Path) -> None:
+    config = write(tmp_path)
+    for arguments in (["run", config], ["plan", config, "--set", "x"], ["clean", config], ["report", str(tmp_path)]):
+        result = RUNNER.invoke(app, [*arguments, "--json"])
+        assert result.exit_code == 2
+        document = json.loads(result.stdout)
+        assert document["exit_code"] == 2
+        assert document["error"] in " ".join(result.stderr.split("\n"))
+        assert document["failed"] == []
+
+
+def test_failed_shards_are_told_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = Receipt("instances", "abc", 7, False, 1.0, error="Traceback\nValueError: planted")
+    with pytest.raises(SystemExit) as ended, user_errors(as_json=True):
+        raise StageFailed("instances: 1 of 8 shards are not done", [failed])
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert document["failed"] == [{"stage": "instances", "shard": 7, "error": "Traceback\nValueError: planted"}]
+    assert "ValueError: planted" in printed.err  # in the table for people
+
+
+def test_a_config_is_shown_as_json(tmp_path: Path) -> None:
+    result = RUNNER.invoke(app, ["config", "show", write(tmp_path), "--json"])
+    assert json.loads(result.stdout)["clusters"]["k"] == 300
+
+
+def test_logs_as_json_lines(tmp_path: Path) -> None:
+    for arguments, variables in ((["--log-format", "json"], {}), ([], {"U2LABEL_LOG_FORMAT": "json"})):
+        result = RUNNER.invoke(app, [*arguments, "run", write(tmp_path)], env=variables)
+        assert result.exit_code == 2
+        (line,) = result.stderr.splitlines()
+        assert json.loads(line)["level"] == "error"
+    result = RUNNER.invoke(app, ["run", write(tmp_path)])
+    assert result.stderr.startswith("u2label: source.uri")

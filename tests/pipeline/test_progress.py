@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from pipeline import progress
+from pipeline import log, progress
 from pipeline.progress import FitProgress
 
 
@@ -47,7 +47,7 @@ def test_the_rate_of_a_fit_that_goes_on_is_that_of_its_own_steps(
 
 def test_on_a_terminal_the_bar_moves_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
-    monkeypatch.setattr(progress, "console", Console(file=screen, force_terminal=True, width=120))
+    monkeypatch.setattr(log, "console", Console(file=screen, force_terminal=True, width=120))
     with FitProgress("semantics_fit", 50) as fit:
         fit.update(20, 0.5)
         fit.update(50, 0.25)

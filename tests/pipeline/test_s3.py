@@ -8,11 +8,14 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import s3, storage
 from pipeline.lease import run_lease
@@ -179,16 +182,16 @@ def test_an_upload_that_fails_leaves_nothing(proxy: FaultProxy, s3_bucket: str, 
 
 def test_uploads_of_killed_writers_are_litter(proxy: FaultProxy, s3_bucket: str) -> None:
     fs, path = storage.filesystem(s3_bucket)
-    for key in ("run/part", "other/part"):
+    for key in ("run/part", "run/coco/part", "other/part"):
         fs.call_s3("create_multipart_upload", Bucket=path, Key=key)
     storage.write_bytes(f"{s3_bucket}/run/{storage.TEMPORARY}probe", b"x")
     storage.write_bytes(f"{s3_bucket}/run/part", b"x")
     storage.remove_litter(f"{s3_bucket}/run")
-    assert pending_uploads(s3_bucket) == ["other/part"]
+    assert pending_uploads(s3_bucket) == ["other/part", "run/coco/part"]
     assert storage.list_folder(f"{s3_bucket}/run") == {"part": 1}
     proxy.plan([Rule(ACCESS_DENIED, key="uploads")])
     storage.remove_litter(f"{s3_bucket}/other")  # not every user may list uploads
-    assert pending_uploads(s3_bucket) == ["other/part"]
+    assert pending_uploads(s3_bucket) == ["other/part", "run/coco/part"]
 
 
 def put_large(uri: str, data: bytes, streamed: bool) -> None:
@@ -201,7 +204,7 @@ def put_large(uri: str, data: bytes, streamed: bool) -> None:
 
 def pending_uploads(bucket: str) -> list[str]:
     fs, path = storage.filesystem(bucket)
-    return [upload["Key"] for upload in fs.call_s3("list_multipart_uploads", Bucket=path).get("Uploads", ())]
+    return sorted(upload["Key"] for upload in fs.call_s3("list_multipart_uploads", Bucket=path).get("Uploads", ()))
 
 
 # Who asks
@@ -224,7 +227,10 @@ def test_credentials_that_expire_are_read_anew(
         assert storage.read_bytes(f"{s3_bucket}/a.jpg") == b"photo"
         assert pq.read_table(stream).num_rows == 9  # opened before, read with what is valid now
     assert [key_of(request.headers) for request in proxy.requests[:3]] == ["first", "second", "second"]
-    assert storage.exists(f"{s3_bucket}/a.jpg")
+
+    proxy.plan([Rule(EXPIRED_TOKEN)])
+    forget_filesystems()
+    assert storage.exists(f"{s3_bucket}/a.jpg")  # the very first request of a process may meet it too
 
     proxy.forget()
     proxy.plan([Rule(EXPIRED_TOKEN, times=None)])
@@ -364,3 +370,71 @@ def test_a_listing_that_is_not_in_byte_order_is_refused() -> None:
     page = {"Contents": [{"Key": "b", "Size": 1}, {"Key": "a", "Size": 1}]}
     with pytest.raises(OSError, match="byte order"):
         list(s3.list_keys(lambda method, **request: page, "bucket", "", below=True))
+
+
+def test_a_folder_is_removed_page_by_page_and_nothing_beside_it(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("run/a/0", "run/a/1", "run/a/b/2", "run/a/3", "run/a/4", "run/ab", "run/b/0"):
+        storage.write_bytes(f"{s3_bucket}/{name}", b"x")
+    fs, _ = storage.filesystem(s3_bucket)
+
+    def two_a_page(method: str, **request: object) -> object:
+        pages = {"MaxKeys": 2} if method == "list_objects_v2" else {}
+        return type(fs).call_s3(fs, method, **pages, **request)
+
+    monkeypatch.setattr(fs, "call_s3", two_a_page)
+    storage.remove_folder(f"{s3_bucket}/run/a")
+    storage.remove_folder(f"{s3_bucket}/run/nothing")
+    assert [file.path for file in storage.walk(f"{s3_bucket}/run")] == ["ab", "b/0"]
+
+
+def test_an_object_that_must_not_be_deleted_is_named() -> None:
+    answers = {
+        "list_objects_v2": {"Contents": [{"Key": "run/a", "Size": 1}]},
+        "delete_objects": {"Errors": [{"Key": "run/a", "Code": "AccessDenied", "Message": "Access Denied"}]},
+    }
+    with pytest.raises(OSError, match="cannot delete s3://bucket/run/a: Access Denied"):
+        s3.remove_all(lambda method, **request: answers[method], "bucket", "run/")
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-11-21T15:00:00.000Z", "2026-11-21T16:00:00+01:00", "Sat, 21 Nov 2026 15:00:00 GMT", 1795273200]
+)
+def test_times_of_answers_are_read_as_botocore_does(text: object) -> None:
+    assert s3.parse_time(text) == datetime(2026, 11, 21, 15, tzinfo=UTC)
+
+
+def test_listings_are_parsed_with_it(s3_bucket: str) -> None:
+    storage.write_bytes(f"{s3_bucket}/a", b"x")
+    fs, path = storage.filesystem(f"{s3_bucket}/a")
+    fs.info(path)
+    assert fs.session.get_component("response_parser_factory")._defaults == {"timestamp_parser": s3.parse_time}
+
+
+@given(
+    st.lists(st.integers(0, 120_000), unique=True, max_size=60),
+    st.lists(st.integers(0, 120_000), max_size=5),
+    st.integers(1, 9),
+)
+def test_a_folder_in_pieces_is_the_folder(shards: list[int], cuts: list[int], page_size: int) -> None:
+    """Also where the numbers have five digits and six, whose byte order is not that of the numbers."""
+    keys = sorted([f"run/part-{shard:05d}.parquet" for shard in shards] + ["run/artifact.json", "run/z"])
+
+    def ask(method: str, **request: str) -> dict[str, object]:
+        rest = [key for key in keys if key > request.get("ContinuationToken", request.get("StartAfter", ""))]
+        page = rest[:page_size]
+        more = {"IsTruncated": True, "NextContinuationToken": page[-1]} if len(rest) > page_size else {}
+        return {"Contents": [{"Key": key, "Size": 9} for key in page], **more}
+
+    found = list(s3.list_in_pieces(ask, "bucket", "run/", [f"run/part-{cut:05d}.parquet" for cut in cuts]))
+    assert found == [(key, 9) for key in keys]
+
+
+def test_a_piece_that_fills_its_page_is_one_request(proxy: FaultProxy, s3_bucket: str) -> None:
+    for number in range(4):
+        storage.write_bytes(f"{s3_bucket}/run/part-{number}", b"x" * number)
+    proxy.forget()
+    found = storage.list_folder(f"{s3_bucket}/run", cuts=["part-1"])
+    assert found == {f"part-{number}": number for number in range(4)}
+    assert proxy.count("GET", "list-type=2") == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 from pipeline.actors import InstanceShards
 from pipeline.config import Config
 from pipeline.demo.scenes import write_scenes
+from pipeline.fetch import Fetcher
 from pipeline.runner import _metadata
 from pipeline.shards import StageJob, ahead
 from pipeline.sources import build_index
 from pipeline.stages import index_folder, resolve_stages
+from workers.records import ImageRecord, Status
 
 
 def instance_shards(source: Path, run: Path, **sections: dict[str, object]) -> InstanceShards:
@@ -123,3 +126,24 @@ def test_ahead_keeps_the_order_and_its_bound() -> None:
 def test_ahead_passes_an_error_on() -> None:
     with pytest.raises(ZeroDivisionError):
         list(ahead(lambda item: 1 // item, [1, 0, 2], depth=2))
+
+
+def test_a_source_that_refuses_every_photo_is_a_failed_shard_and_not_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scenes(str(tmp_path), 3, seed=1, size=(96, 96))
+    actor = instance_shards(tmp_path / "images", tmp_path / "run")
+    fetch = Fetcher.fetch
+
+    def refuse(self: Fetcher, record: ImageRecord, *, but: str = "") -> bytes:
+        if record.image_id == but:
+            return fetch(self, record)
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Fetcher, "fetch", refuse)
+    receipt = actor.run(0)
+    assert not receipt.ok
+    assert receipt.error is not None and "all 3 photos were refused" in receipt.error
+    assert not Path(actor.job.stage.part(0)).exists()
+    monkeypatch.setattr(Fetcher, "fetch", functools.partialmethod(refuse, but="scene-00001.jpg"))
+    assert actor.run(0).rows[Status.MISSING] == 2

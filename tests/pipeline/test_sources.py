@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -91,6 +93,34 @@ def test_the_manifest_tells_what_was_left_out(tmp_path: Path) -> None:
     index = build_index(str(tmp_path / "index"), str(tmp_path / "photos"))
     assert index.ignored == Ignored({".md": 1, ".txt": 1}, hidden=1)
     assert index.source == str(tmp_path / "photos")
+
+
+def test_memory_does_not_grow_with_the_keys_of_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs, _ = storage.filesystem("s3://bucket")
+    peaks = []
+    for keys in (1_000, 2_000, 20_000):  # the first imports what it needs
+        monkeypatch.setattr(fs, "call_s3", Listing(keys))
+        tracemalloc.start()
+        index = build_index(str(tmp_path / str(keys)), "s3://bucket/photos", shard_size=100)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert (index.images, index.shards) == (keys, keys // 100)
+        assert index.records(keys // 100 - 1)[-1].image_id == f"{keys - 1:07d}.jpg"
+    assert peaks[2] < 1.2 * peaks[1] < 2e6
+
+
+class Listing:
+    """A bucket of so many photos, by `list_objects_v2`; all that `fs.call_s3` is asked for."""
+
+    def __init__(self, keys: int) -> None:
+        self._keys = keys
+
+    def __call__(self, method: str, *, Bucket: str, Prefix: str, ContinuationToken: str = "0") -> dict[str, Any]:
+        assert method == "list_objects_v2"
+        start = int(ContinuationToken)
+        end = min(self._keys, start + 1000)
+        contents = [{"Key": f"{Prefix}{number:07d}.jpg", "Size": 120_000} for number in range(start, end)]
+        return {"Contents": contents, "IsTruncated": end < self._keys, "NextContinuationToken": str(end)}
 
 
 def test_shards_of_nothing_are_refused(tmp_path: Path) -> None:

@@ -34,6 +34,13 @@ def fingerprints(settings: Config, index: Index) -> tuple[str, str, str]:
     return table["instances"].fingerprint, table["clusters"].fingerprint, table["panoptic"].fingerprint
 
 
+def test_the_index_depends_on_the_source_alone() -> None:
+    assert index_folder(config()) == "/run/index/3590c07bac39"  # pinned: a run of an earlier version keeps its index
+    assert index_folder(config(maskcut={"tau": 0.3})) == index_folder(config())
+    public = {"uri": "/photos", "anonymous": True}
+    assert index_folder(config(source=public)) != index_folder(config())
+
+
 def test_a_change_reaches_its_stage_and_all_below(index: Index) -> None:
     base = fingerprints(config(), index)
     assert fingerprints(config(), index) == base

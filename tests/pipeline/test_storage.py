@@ -97,6 +97,16 @@ def test_folders_and_files_are_listed_apart(folder: str) -> None:
         storage.write_bytes(storage.join(folder, name), b"12")
     assert list(storage.list_folder(folder)) == ["file"]
     assert list(storage.list_folder(storage.join(folder, "b"))) == ["part-0", "part-1"]
+    assert storage.list_subfolders(folder) == ["a", "b"]
+    assert storage.list_subfolders(storage.join(folder, "nothing")) == []
+
+
+def test_a_folder_is_removed_with_all_it_holds(folder: str) -> None:
+    for name in ("a/part-0", "a/deep/part-0", "ab"):
+        storage.write_bytes(storage.join(folder, name), b"12")
+    storage.remove_folder(storage.join(folder, "a"))
+    storage.remove_folder(storage.join(folder, "nothing"))
+    assert [info.path for info in storage.walk(folder)] == ["ab"]
 
 
 def test_a_bucket_is_walked_page_by_page(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

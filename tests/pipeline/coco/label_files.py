@@ -45,9 +45,14 @@ def segment(number: int, category: int, **further: Any) -> dict[str, Any]:
     return {"id": number, "category_id": category, **further}
 
 
-def write_part(path: Path, rows: Sequence[Mapping[str, Any]], listed: Sequence[Mapping[str, Any]] | None) -> str:
+def write_part(
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    listed: Sequence[Mapping[str, Any]] | None,
+    schema: pa.Schema = PANOPTIC_SCHEMA,
+) -> str:
     """A panoptic part with `listed` as the categories of its metadata."""
-    table = pa.Table.from_pylist(list(rows), schema=PANOPTIC_SCHEMA)
+    table = pa.Table.from_pylist(list(rows), schema=schema)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table if listed is None else with_metadata(table, {"categories": json.dumps(listed)}), path)
     return str(path)

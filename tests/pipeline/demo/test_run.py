@@ -104,7 +104,10 @@ def test_a_foreign_or_repeated_image_is_refused(truth_folder: str, tmp_path: Pat
 
 
 def test_the_table_shows_them_in_percent(truth_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    print_scores(score(truth_folder, tmp_path, rows(stuff=False)))
+    labels, model = score(truth_folder, tmp_path, rows(stuff=False)), score(truth_folder, tmp_path / "model", rows())
+    print_scores(labels)
+    assert capsys.readouterr().out.count("54.5 %") == 2
+    print_scores(labels, model)
     shown = capsys.readouterr().out
-    assert f"{COUNT} scenes" in shown
-    assert shown.count("54.5 %") == 2
+    assert f"{COUNT} scenes" in shown and "model trained on them" in shown
+    assert (shown.count("54.5 %"), shown.count("100.0 %")) == (3, 14)

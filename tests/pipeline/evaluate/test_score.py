@@ -19,8 +19,10 @@ from pipeline.evaluate.mapping import VoteThresholds
 from pipeline.evaluate.panoptic import half_of
 from pipeline.evaluate.score import evaluate_run, print_scores, score_labels
 from tests.pipeline.coco.label_files import categories, random_run, segment, unreadable_row, write_coco, write_part
-from workers.masks import encode_panoptic_png
+from workers.masks import encode_panoptic_png, encode_rle
 from workers.merge import merge_panoptic
+from workers.predict import PREDICTIONS_SCHEMA
+from workers.records import PANOPTIC_SCHEMA
 
 LISTED = categories(2, 2)
 Labels = dict[str, tuple[Any, list[dict[str, Any]]]]
@@ -92,6 +94,40 @@ def test_the_numbers_by_hand(tmp_path: Path) -> None:
     assert numbers["mIoU"] == pytest.approx((14 / 20 + 1) / 2)
     assert numbers["accuracy_things_as_one"] == pytest.approx(38 / 40)
     assert by_class["4"]["IoU"] is None
+
+
+def test_average_precision_of_predictions_is_of_all_that_was_detected(tmp_path: Path) -> None:
+    """The visible segments have one of two things; the other was detected with a score too low to be shown."""
+    ids = np.array([[1] * 10 + [2] * 10 + [3] * 20], np.int32)
+    truth = {"a.jpg": (ids, [segment(1, 1), segment(2, 1), segment(3, 3)])}
+    masks = [ids == 1, ids == 2]
+    visible = {"id": 1, "category": 1, "is_thing": True, "area": 10, "bbox": [0.0, 0, 10, 1], "score": 0.9}
+    row = {
+        "image_id": "a.jpg",
+        "uri": "",
+        "height": 1,
+        "width": 40,
+        "status": "ok",
+        "error": None,
+        "panoptic": encode_panoptic_png(np.where(ids == 1, 1, 0)),
+        "segments": [visible],
+        "hidden_instances": 1,
+        "rle": [encode_rle(mask) for mask in masks],
+        "bbox": [[0, 0, 10, 1], [10, 0, 20, 1]],
+        "area": [10, 10],
+        "score": [0.9, 0.2],
+        "category": [1, 1],
+        "labels": None,
+    }
+    true = CocoPanoptic(write_coco(tmp_path, truth, LISTED, "truth"))
+    found = {}
+    for name, schema in (("panoptic", PANOPTIC_SCHEMA), ("predictions", PREDICTIONS_SCHEMA)):
+        part = write_part(tmp_path / name / "part-00000.parquet", [row], LISTED, schema)
+        found[name] = score_labels(PanopticParts([part]), true, mode="identity")["all_images"]
+    half = 51 / 101  # recall 0.5 at COCO's 101 points
+    assert (found["panoptic"]["mask_AP"], found["predictions"]["mask_AP"]) == (pytest.approx(half), pytest.approx(1.0))
+    assert (found["panoptic"]["box_AR100"], found["predictions"]["box_AR100"]) == (0.5, 1.0)
+    assert found["panoptic"]["PQ"] == found["predictions"]["PQ"]
 
 
 def test_two_clusters_of_one_stuff_are_one_segment_or_two(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_bad_photo_says_why(tmp_path: Path) -> None:
 
 
 def test_a_store_that_fails_is_not_the_photos_fault(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(uri: str, *_: object) -> bytes:
+    def fail(uri: str, *_: object, **__: object) -> bytes:
         raise ConnectionResetError("the line is cut")
 
     monkeypatch.setattr(storage, "read_bytes", fail)

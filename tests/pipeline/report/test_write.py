@@ -203,7 +203,8 @@ def test_no_weights_are_needed_for_the_last_run(run: Path, tmp_path: Path) -> No
     latest["config"] = config.model_dump()
     (run / "latest.json").write_text(json.dumps(latest))
     same, other = tmp_path / "same.yaml", tmp_path / "other.YML"
-    same.write_text(config.model_copy(update={"workers": config.workers.model_copy(update={"size": 9})}).to_yaml())
+    nine = {**latest["config"], "workers": {**latest["config"]["workers"], "size": 9}}
+    same.write_text(parse_config(nine, origin="test").to_yaml())
     other.write_text(config.model_copy(update={"seed": 5}).to_yaml())
     assert open_run(str(same)).stages == open_run(str(run)).stages
     with pytest.raises(ConfigError, match=r"backbone.weights: no file.*\nor give the run folder"):

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from model.ranks import Ranks
-from model.stego import PRESETS, StegoHead
+from model.stego import StegoHead
+from model.stego_terms import PRESETS
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.fit_progress import read_progress, watching

@@ -1,0 +1,192 @@
+"""What a run of a million images in ten thousand shards costs its driver: index, plan, status, receipts.
+
+    python benchmarks/scale.py [--images 1000000] [--shards 10000] [--s3] [--output FILE]
+
+The listing is made up, and so are the parts (a few bytes that count as whole) and the receipts; what is measured is the
+program that reads and writes them. Each figure comes from a process of its own, so that its memory is its own.
+With --s3 the run folder lies in a bucket of moto's server on loopback, whose own time, some 0.15 s for each thousand
+names, is most of what is measured; `cpu_seconds` are ours alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.receipts import Receipt, ReceiptLog
+from pipeline.scan import Ignored
+from pipeline.sources import MANIFEST, open_index, write_index
+from pipeline.stages import index_folder, resolve_stages
+from pipeline.status import plan_of, run_status
+from workers.records import SCHEMA_VERSION, ImageRecord
+
+PART = b"PAR1....PAR1"
+PHASES = {"wait_for_input": 1.0, "backbone": 50.0, "ncut": 20.0, "crf": 30.0, "embed": 9.0, "write": 0.5}
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def config_of(run: str, images: int, shards: int) -> Config:
+    return Config.model_validate(
+        {
+            "source": {"uri": "s3://bucket/imagenet/train", "format": "tar", "shard_size": -(-images // shards)},
+            "run": {"uri": run},
+            "backbone": {"name": "patch-dct", "weights": "random:0"},
+            "workers": {"size": 8},
+        }
+    )
+
+
+def records(images: int) -> Iterator[ImageRecord]:
+    """As a bucket of tar files would be listed."""
+    for i in range(images):
+        tar = f"train-{i // 1000:06d}.tar"
+        name = f"{tar}/n{i % 1000:08d}_{i:09d}.JPEG"
+        yield ImageRecord(name, f"s3://bucket/imagenet/train/{tar}", 512 + i % 1000 * 110_592, 110_000)
+
+
+def make_index(config: Config, images: int) -> None:
+    folder = index_folder(config)
+    shards, written, digest = write_index(records(images), folder, config.source.shard_size)
+    manifest = {
+        "shards": shards,
+        "images": written,
+        "shard_size": config.source.shard_size,
+        "format": "tar",
+        "image_column": "image",
+        "digest": digest,
+        "source": config.source.uri,
+        "ignored": asdict(Ignored()),
+        "schema_version": SCHEMA_VERSION,
+    }
+    storage.write_bytes(storage.join(folder, MANIFEST), json.dumps(manifest).encode())
+
+
+def make_parts(config: Config, write_part: Callable[[str], None]) -> None:
+    """Every shard of `instances` done and half of those of `panoptic`, each with its receipt."""
+    table = resolve_stages(config, open_index(index_folder(config)))
+    for name, share in (("instances", 1.0), ("panoptic", 0.5)):
+        stage = table[name]
+        log = ReceiptLog(config.run.uri, name, stage.fingerprint, every_s=1e9)
+        for shard in range(int(share * stage.shards)):
+            write_part(stage.part(shard))
+            rows = {"ok": config.source.shard_size - 2, "no_masks": 2}
+            log.append(Receipt(name, stage.fingerprint, shard, True, 100.5, rows, PHASES, 250, 400_000, host="node-7"))
+        log.flush()
+    storage.write_bytes(storage.join(table["clusters"].folder, "artifact.json"), b"{}")
+
+
+def look(config: Config) -> None:
+    status = run_status(config)
+    assert [stage.done for stage in status.stages] == [status.shards, 1, (status.shards or 0) // 2]
+
+
+def plan(config: Config) -> None:
+    assert plan_of(run_status(config))["steps"][2]["pending"] > 0
+
+
+def read_all(config: Config) -> None:
+    """The records of every shard, as the workers together read them."""
+    index = open_index(index_folder(config))
+    assert sum(len(index.records(shard)) for shard in range(index.shards)) == index.images
+
+
+def measured(task: Callable[..., None], *arguments: Any, repeats: int = 1) -> dict[str, float]:
+    """Least seconds, and seconds of CPU, of some processes that do the task, and their largest resident size."""
+    context = multiprocessing.get_context("spawn")
+    found = []
+    for _ in range(repeats):
+        with context.Pool(1) as pool:
+            found.append(pool.apply(_timed, (task, arguments)))
+    seconds, cpu_seconds, memory = zip(*found, strict=True)
+    return {
+        "seconds": round(min(seconds), 2),
+        "cpu_seconds": round(min(cpu_seconds), 2),
+        "peak_memory_mb": round(max(memory)),
+    }
+
+
+def _timed(task: Callable[..., None], arguments: tuple[Any, ...]) -> tuple[float, float, float]:
+    start, cpu = time.perf_counter(), time.process_time()
+    task(*arguments)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return time.perf_counter() - start, time.process_time() - cpu, memory
+
+
+def command_seconds(config: Config, folder: Path, repeats: int) -> float:
+    """`u2label status --json` as a user waits for it, with the start of Python."""
+    path = folder / "config.yaml"
+    path.write_text(config.to_yaml())
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "pipeline", "status", str(path), "--json"], check=True, capture_output=True
+        )
+        seconds.append(time.perf_counter() - start)
+    return round(min(seconds), 2)
+
+
+@contextmanager
+def run_folder(folder: Path, s3: bool) -> Iterator[tuple[str, Callable[[str], None]]]:
+    """Where the run lies, and a function that writes a part there; into moto's memory, as its server takes minutes."""
+    if not s3:
+        yield str(folder / "run"), lambda uri: storage.write_bytes(uri, PART)
+        return
+    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.s3.models import s3_backends
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    host, port = server.get_host_and_port()
+    os.environ.update({**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"})
+    fs, bucket = storage.filesystem("s3://bucket")
+    fs.mkdir(bucket)
+    backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+    yield "s3://bucket/run", lambda uri: backend.put_object(bucket, uri.removeprefix("s3://bucket/"), PART)
+    server.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1_000_000)
+    parser.add_argument("--shards", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--s3", action="store_true")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, run_folder(Path(name), options.s3) as (run, write_part):
+        config = config_of(run, options.images, options.shards)
+        result: dict[str, Any] = {"benchmark": "scale", "images": options.images, "shards": options.shards}
+        result["run_folder"] = "moto's S3 server on loopback" if options.s3 else "local disk"
+        result["index"] = measured(make_index, config, options.images)
+        result["index"]["bytes"] = sum(storage.list_folder(index_folder(config)).values())
+        if not options.s3:  # workers read them, each its own
+            result["read_all_records"] = measured(read_all, config)
+        make_parts(config, write_part)
+        result["status"] = measured(look, config, repeats=options.repeats)
+        result["plan"] = measured(plan, config, repeats=options.repeats)
+        result["status_command_s"] = command_seconds(config, Path(name), options.repeats)
+    from machine import describe_machine, publish
+
+    publish(result | {"machine": describe_machine()}, options.output)
+
+
+if __name__ == "__main__":
+    main()
