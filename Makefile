@@ -11,7 +11,7 @@ demo: $(VENV)/.ready
 	$(BIN)/u2label demo --output runs/demo $(if $(PHOTOS),--photos "$(PHOTOS)")
 
 test: $(VENV)/.ready lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

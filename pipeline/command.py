@@ -7,11 +7,13 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from pipeline.interrupts import interrupted_by
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -94,15 +96,6 @@ def _print_failures(failures: list[Receipt]) -> None:
     log.console.print(table)
 
 
-@contextmanager
-def stop_on_sigterm() -> Iterator[None]:
+def stop_on_sigterm() -> AbstractContextManager[None]:
     """SIGTERM ends a run as Ctrl-C does: cleanly."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return interrupted_by(signal.SIGTERM)

@@ -22,33 +22,37 @@ import psutil
 
 from pipeline import storage
 from pipeline.errors import LeaseHeld
+from pipeline.interrupts import interrupted_by
 from pipeline.retries import BRIEF, ONCE, PATIENT, Retry
 
 LIFETIME_S = 120.0
+LOST = signal.SIGUSR1  # not SIGINT, which a shell lets its background jobs ignore
 
 
 @contextmanager
 def run_lease(run_uri: str, *, lifetime_s: float = LIFETIME_S) -> Iterator[None]:
     """Hold the run folder for the time of the block. LeaseHeld when a living run has it, or took it meanwhile because
-    this one was suspended for longer than the lease lasts: the block is then interrupted."""
+    this one was suspended for longer than the lease lasts: the block is then interrupted (in the main thread)."""
     uri = storage.join(run_uri, "lease.json")
     owner = _owner()
     _acquire(uri, owner, lifetime_s)
     stop, lost = threading.Event(), threading.Event()
     renewal = threading.Thread(target=_renew, args=(uri, owner, lifetime_s, stop, lost), daemon=True, name="lease")
-    renewal.start()
     try:
-        yield
+        with interrupted_by(LOST):
+            renewal.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                renewal.join()
     except KeyboardInterrupt:
-        if lost.is_set():
-            raise LeaseHeld(
-                f"{storage.redact(uri)}: another run took the folder while this one was suspended"
-            ) from None
-        raise
+        if not lost.is_set():
+            raise
     finally:
-        stop.set()
-        renewal.join()
         _give_back(uri, owner)
+    if lost.is_set():
+        raise LeaseHeld(f"{storage.redact(uri)}: another run took the folder while this one was suspended")
 
 
 def _owner() -> dict[str, Any]:
@@ -142,7 +146,8 @@ def _renew(uri: str, owner: dict[str, Any], lifetime_s: float, stop: threading.E
         try:
             if not _is_ours(uri, owner, ONCE):
                 lost.set()
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # wakes it where it waits
+                if callable(signal.getsignal(LOST)):
+                    signal.pthread_kill(threading.main_thread().ident or 0, LOST)  # wakes it where it waits
                 return
             storage.write_bytes(uri, _dump(owner, lifetime_s), retry=ONCE)
             wait = lifetime_s / 4

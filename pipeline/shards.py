@@ -62,12 +62,9 @@ class ShardActor(ABC):
     uses_device = False  # whether an actor gets the GPUs of `workers.gpus`
 
     def __init__(self, job: StageJob, ledger: Any = None) -> None:
-        import torch
-
         self.job = job
         self.config = job.config
         self.attempts = Attempts(ledger, job.config.workers.hang_timeout_s)
-        torch.set_num_threads(max(1, math.floor(job.config.workers.cpus)))
         with self.attempts.attempt() as attempt:
             if attempt.given_up:
                 raise RuntimeError(attempt.given_up)
@@ -139,8 +136,11 @@ class PhotoShards(ShardActor):
     uses_device = True
 
     def setup(self) -> None:
+        import torch
+
         from workers.decode import DecodeLimits
 
+        torch.set_num_threads(max(1, math.floor(self.config.workers.cpus)))
         decode = self.config.decode
         self._fetcher = self.index.fetcher()
         self._limits = DecodeLimits(max_pixels=decode.max_pixels, min_side=decode.min_side)

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
 
 from pipeline.config import Config, load_config
@@ -60,12 +61,18 @@ def write_config(scenes: Path, folder: Path, *, shard_size: int = SHARD_SIZE, **
         "maskcut": {"image_size": 160, "tau": 0.4, "max_masks": 2},
         "embedding": {"crop_size": 64},
         "clusters": {"k": 4},
-        "workers": {"size": 2, "cpus": 1, "memory_gb": 0.6},
+        "workers": {"size": 1, "cpus": 1, "memory_gb": 0.6},
         **sections,
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+@pytest.fixture
+def ray_address(ray_session: None) -> str:
+    """Where drivers of their own join the Ray of this test session, which costs half the time of starting another."""
+    return str(ray.get_runtime_context().gcs_address)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -54,20 +55,25 @@ def wait_for_parts(run: Path, count: int, process: subprocess.Popen[str]) -> Non
 def kill_driver(process: subprocess.Popen[str]) -> None:
     """SIGKILL, until all of its workers have ended too."""
     family = psutil.Process(process.pid).children(recursive=True)
-    workers = [child for child in family if "Shards" in " ".join(child.cmdline())]
+    workers = workers_now()
     os.kill(process.pid, signal.SIGKILL)
     process.wait(timeout=DEADLINE_S)
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive  # workers end with their driver
-    for child in family:  # Ray's agents outlive it
+    for child in family:  # agents of a Ray of its own outlive it
         if child.is_running():
             child.kill()
 
 
-def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Ray processes of the run that hold an actor of the instances stage."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "InstanceShards" in " ".join(child.cmdline())]
+def workers_now() -> list[psutil.Process]:
+    """Ray processes below this one that hold an actor of a shard stage."""
+
+    def is_worker(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return "Shards" in " ".join(process.cmdline())
+        return False
+
+    return [child for child in psutil.Process().children(recursive=True) if is_worker(child)]
 
 
 def assert_same_rows(run: Path, undisturbed: Path, stages: tuple[str, ...] = ("instances", "panoptic")) -> None:
@@ -76,44 +82,38 @@ def assert_same_rows(run: Path, undisturbed: Path, stages: tuple[str, ...] = ("i
     assert not list(run.rglob(".tmp-*"))
 
 
-def test_killed_worker_killed_driver_and_ctrl_c(
-    config_file: Path, tmp_path: Path, labelled: Path, start_u2label: Start
+def test_killed_worker_killed_driver_ctrl_c_and_a_second_run(
+    config_file: Path, tmp_path: Path, labelled: Path, start_u2label: Start, ray_address: str
 ) -> None:
-    """One run folder survives, one after the other: SIGKILL of the driver, Ctrl-C, SIGKILL of a worker."""
-    run = tmp_path / "run"
-    killed = start_u2label("run", str(config_file), "--set", "workers.size=1")
+    """One run folder survives, one after the other: SIGKILL of a driver with a Ray of its own, Ctrl-C of one that
+    joined another, SIGKILL of a worker, and a second run of the same folder."""
+    run, on_cluster = tmp_path / "run", ("run", str(config_file), "--address", ray_address)
+    killed = start_u2label("run", str(config_file))
     wait_for_parts(run, 1, killed)
-    assert workers_of(killed)
+    assert workers_now()
     kill_driver(killed)
     assert (run / "lease.json").exists()  # nobody gave it back; the next run sees that its holder is dead
 
-    interrupted = start_u2label("run", str(config_file), "--set", "workers.size=1")
+    interrupted = start_u2label(*on_cluster)
     done = len(list(run.glob("instances/*/part-*.parquet")))
     wait_for_parts(run, done + 1, interrupted)
     os.kill(interrupted.pid, signal.SIGINT)
     assert "run the same command again" in finish(interrupted, 130)
     assert not (run / "lease.json").exists()
 
-    survivor = start_u2label("run", str(config_file), "--set", "workers.size=1")
+    survivor = start_u2label(*on_cluster)
     done = len(list(run.glob("instances/*/part-*.parquet")))
     wait_for_parts(run, min(done + 1, SHARDS), survivor)
-    workers = workers_of(survivor)
+    workers = workers_now()
     assert workers
     for worker in workers:
         worker.kill()
+    second = start_u2label(*on_cluster)
+    assert f"in use by process {survivor.pid}" in finish(second, 2)
     finish(survivor, 0)
     assert_same_rows(run, labelled)
 
 
-def test_two_runs_cannot_share_a_folder(config_file: Path, tmp_path: Path, start_u2label: Start) -> None:
-    first = start_u2label("run", str(config_file))
-    wait_for_parts(tmp_path / "run", 1, first)
-    second = start_u2label("run", str(config_file))
-    assert f"in use by process {first.pid}" in finish(second, 2)
-    finish(first, 0)
-
-
-@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
     ("semantics", "killed_in"), [(STEGO, ("features", "semantics_fit", "semantics")), (DATUS, ("segments",))]
 )
@@ -124,16 +124,16 @@ def test_a_driver_killed_in_each_stage_of_stuff(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     start_u2label: Start,
+    ray_address: str,
 ) -> None:
     """SIGKILL in a stage of the photos, in the fit, in the class maps: what is done stays, the rest comes out alike."""
     scratch, run, undisturbed = (tmp_path / name for name in ("scratch", "run", "undisturbed"))
     scratch.mkdir()
     monkeypatch.setenv("TMPDIR", str(scratch))
-    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # the names of its sockets must be short
     first = killed_in[0]
     stages = (first, "semantics_fit", "semantics")
     config = write_config(scenes, tmp_path, shard_size=1, semantics=semantics)
-    command = ("run", str(config), "--stages", ",".join(stages), "--set", "workers.size=1")
+    command = ("run", str(config), "--stages", ",".join(stages), "--address", ray_address)
 
     def ready(stage: str) -> bool:
         return bool(parts(run, stage)) if stage != "semantics_fit" else any(run.glob(f"{stage}/*/checkpoint.*"))
@@ -150,7 +150,7 @@ def test_a_driver_killed_in_each_stage_of_stuff(
     assert done.items() <= parts(run, "*").items()
     assert not [path for path in scratch.iterdir() if "stego" in path.name]
 
-    alone = load_config(str(config), [f"run.uri={undisturbed}", "workers.size=1"])
+    alone = load_config(str(config), [f"run.uri={undisturbed}"])
     assert run_stages(alone, stages=stages).computed == {first: SCENES, "semantics_fit": 1, "semantics": SCENES}
     assert_same_rows(run, undisturbed, (first, "semantics"))
     assert fitted(run) == fitted(undisturbed)

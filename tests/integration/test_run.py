@@ -100,7 +100,7 @@ def test_changing_tau_makes_new_parts_and_leaves_the_old_ones(finished: Config, 
 
 
 def test_the_rows_do_not_depend_on_the_number_of_workers(config_file: Path, labelled: Path) -> None:
-    config = load_config(str(config_file), ["workers.size=1", "workers.prefetch=1"])
+    config = load_config(str(config_file), ["workers.size=2", "workers.prefetch=1"])
     assert run(config).computed == {"instances": SHARDS, "clusters": 1, "panoptic": SHARDS}
     for stage in ("instances", "panoptic"):
         assert rows(Path(config.run.uri), stage) == rows(labelled, stage)
@@ -143,7 +143,7 @@ def test_a_source_without_a_mask_ends_with_void_labels(tmp_path: Path, config_fi
     flat.mkdir()
     for i in range(2):
         Image.new("RGB", (60, 40), (i, 90, 120)).save(flat / f"{i}.png")
-    config = load_config(str(config_file), [f"source.uri={flat}", "workers.size=1"])
+    config = load_config(str(config_file), [f"source.uri={flat}"])
     assert run(config).computed == {"instances": 1, "clusters": 1, "panoptic": 1}
     labels = rows(Path(config.run.uri), "panoptic")
     assert [(row["status"], row["segments"]) for row in labels] == [("no_masks", [])] * 2
@@ -163,7 +163,7 @@ def test_a_cluster_that_is_too_small_is_refused_with_the_numbers(config_file: Pa
     ):
         run(load_config(str(config_file), ["workers.size=40"]))
     with pytest.raises(
-        ConfigError, match=r"workers.size x workers.gpus asks for 2 GPUs in actors of 1, the cluster has 0"
+        ConfigError, match=r"workers.size x workers.gpus asks for 1 GPUs in actors of 1, the cluster has 0"
     ):
         run(load_config(str(config_file), ["workers.gpus=1"]))
 

@@ -75,7 +75,7 @@ def test_a_bucket_behind_a_bad_network_gives_the_rows_of_a_folder(
     assert {type(request.fault) for request in proxy.faults()} == {Outage, Answer, Cut, Reset}
     assert len(proxy.faults()) > 30
 
-    said += finish(start_u2label(*command, "--set", "workers.size=1"), 0)
+    said += finish(start_u2label(*command), 0)
     assert "1 of 8 shards to do" in said
     proxy.plan()
     table = resolve_stages(config, open_index(index_folder(config)))

@@ -87,9 +87,9 @@ def test_features_of_a_sample_are_the_same_for_any_workers_and_after_a_loss(with
     assert run(config, stages=["features"]).computed == {"features": 1}
     assert rows(Path(config.run.uri), "features") == found
 
-    alone = load_config(str(with_things), [*STEGO, *SAMPLE, "workers.size=1", f"run.uri={tmp_path / 'alone'}"])
-    run(alone, stages=["features"])
-    assert rows(Path(alone.run.uri), "features") == found
+    two = load_config(str(with_things), [*STEGO, *SAMPLE, "workers.size=2", f"run.uri={tmp_path / 'two'}"])
+    run(two, stages=["features"])
+    assert rows(Path(two.run.uri), "features") == found
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +28,7 @@ from tests.integration.conftest import DEADLINE_S, SHARDS, rows
 from tests.integration.ray_head import MARK, Head, ray_head
 
 PANOPTIC_IMAGES = re.compile(r'ray_u2label_images_total\{.*stage="panoptic",status="ok"')
+OPERATIONS = Path(__file__).resolve().parents[2] / "docs/operations.md"
 TOKEN = "0123456789abcdef" * 4
 
 
@@ -86,14 +88,27 @@ def stages_of(status: str) -> dict[str, Any]:
     return {stage["stage"]: stage for stage in json.loads(status)["stages"]}
 
 
+def documented_query(run: str) -> list[tuple[str, int]]:
+    """What the Python of docs/operations.md finds in a run folder."""
+    (block,) = re.findall(r"```python\n(.*?)```", OPERATIONS.read_text(), re.DOTALL)
+    *imports, query = ast.parse(textwrap.dedent(block).replace("s3://bucket/u2label", run)).body
+    assert isinstance(query, ast.Expr)
+    names: dict[str, Any] = {}
+    exec(compile(ast.Module(imports, []), OPERATIONS, "exec"), names)
+    found: list[tuple[str, int]] = eval(compile(ast.Expression(query.value), OPERATIONS, "eval"), names).fetchall()
+    return found
+
+
 def test_bucket_submit_watch_kill_submit_again_and_read(
     head: Head, s3_bucket: str, scenes: Path, config_file: Path, labelled: Path
 ) -> None:
     for photo in sorted(scenes.iterdir()):
         storage.write_bytes(f"{s3_bucket}/photos/{photo.name}", photo.read_bytes())
     config = [str(config_file), "--set", f"source.uri={s3_bucket}/photos", "--set", f"run.uri={s3_bucket}/run"]
-    submit = ["submit", *config, "--set", "workers.size=1", "--address", head.address]
+    submit = ["submit", *config, "--address", head.address]
 
+    planned = json.loads(finish(u2label("plan", *config, "--json"), 0)[0])
+    assert planned["images"] is None  # there is no index yet
     killed = u2label(*submit, "--wait", "--json")
     instances = f"{s3_bucket}/run/instances"
     wait_until(lambda: bool(parts_of(instances)), killed)
@@ -120,11 +135,10 @@ def test_bucket_submit_watch_kill_submit_again_and_read(
     ]
     assert float(line.rsplit(" ", 1)[1]) == status["panoptic"]["rows"]["ok"]
 
-    connection = duckdb.connect()
-    connection.register_filesystem(storage.filesystem(s3_bucket)[0])
-    parts = f"{status['panoptic']['folder']}/part-*.parquet"
-    found = connection.sql(f"select image_id, len(segments) from read_parquet('{parts}') order by image_id").fetchall()
-    assert found == [(row["image_id"], len(row["segments"])) for row in rows(labelled, "panoptic")]
+    finish(u2label("report", f"{s3_bucket}/run", "--output", str(config_file.with_name("report.html"))), 0)
+    assert "scene-00000.jpg" in config_file.with_name("report.html").read_text()
+    found = documented_query(f"{s3_bucket}/run")
+    assert sorted(found) == [(row["image_id"], len(row["segments"])) for row in rows(labelled, "panoptic")]
     for stage in ("instances", "panoptic"):
         fs, folder = storage.filesystem(status[stage]["folder"])
         tables = [pq.read_table(part, filesystem=fs) for part in sorted(fs.glob(f"{folder}/part-*.parquet"))]

@@ -82,14 +82,13 @@ def check_predictions(config: Config, weights: str, tmp_path: Path) -> None:
     assert sorted({*ids.unique().tolist()} - {0}) == [segment.id for segment in segments]
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_a_driver_killed_while_it_trains_goes_on_from_its_checkpoint(
-    labelled_config: Path, start_u2label: Start, tmp_path: Path
+    labelled_config: Path, start_u2label: Start, tmp_path: Path, ray_address: str
 ) -> None:
     from tests.integration.test_interruptions import kill_driver, wait_until
 
     overrides = [part for text in [*TRAIN, "predictions.enabled=false"] for part in ("--set", text)]
-    command = ("train", str(labelled_config), *overrides)
+    command = ("train", str(labelled_config), *overrides, "--address", ray_address)
     killed = start_u2label(*command)
     wait_until(lambda: any((tmp_path / "run").glob("train/*/checkpoint.pt")), killed)
     kill_driver(killed)

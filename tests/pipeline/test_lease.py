@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import LeaseHeld
-from pipeline.lease import run_lease
+from pipeline.lease import LOST, run_lease
 
 
 def test_a_second_holder_is_told_who_has_it(tmp_path: Path) -> None:
@@ -43,7 +46,7 @@ def test_it_is_renewed_while_held(tmp_path: Path) -> None:
 
 
 def test_a_dead_process_of_this_machine_loses_it_at_once(tmp_path: Path) -> None:
-    code = "import os, sys\nfrom pipeline.lease import run_lease\nwith run_lease(sys.argv[1]): os._exit(9)"
+    code = "import os, sys\nfrom pipeline.lease import LOST, run_lease\nwith run_lease(sys.argv[1]): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
     assert (tmp_path / "lease.json").exists()
     with run_lease(str(tmp_path)):
@@ -61,12 +64,29 @@ def test_a_stale_lease_is_taken_over(tmp_path: Path, content: bytes) -> None:
         assert json.loads((tmp_path / "lease.json").read_text())["id"] != "x"
 
 
-def test_a_run_that_lost_its_lease_is_interrupted_and_leaves_it_to_the_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_ctrl_c", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def test_a_run_that_lost_its_lease_is_interrupted_and_leaves_it_to_the_other(tmp_path: Path, on_ctrl_c: Any) -> None:
+    signal.signal(signal.SIGINT, on_ctrl_c)
+    before = signal.getsignal(LOST)
     other = {"id": "x", "host": "elsewhere", "pid": 1, "process_started": 0, "expires": time.time() + 60}
     with pytest.raises(LeaseHeld, match="another run took the folder"), run_lease(str(tmp_path), lifetime_s=0.4):
         (tmp_path / "lease.json").write_text(json.dumps(other))
         time.sleep(10)
     assert json.loads((tmp_path / "lease.json").read_text()) == other
+    assert signal.getsignal(LOST) == before
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_a_lost_lease_is_told_of_in_another_thread_when_the_block_ends(tmp_path: Path) -> None:
+    other = {"id": "x", "host": "elsewhere", "pid": 1, "process_started": 0, "expires": time.time() + 60}
+
+    def hold() -> None:
+        with run_lease(str(tmp_path), lifetime_s=0.4):
+            (tmp_path / "lease.json").write_text(json.dumps(other))
+            time.sleep(0.5)
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(LeaseHeld, match="another run took the folder"):
+        pool.submit(hold).result()
 
 
 def test_a_living_lease_of_another_machine_is_respected(tmp_path: Path) -> None:
