@@ -15,6 +15,7 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.lease import run_lease
+from pipeline.log import stdout_console
 from pipeline.receipts import FOLDER as RECEIPTS
 from pipeline.sources import MANIFEST, open_index
 from pipeline.stages import ARTIFACT, LATEST, STAGES, base_name, index_folder, resolve_stages
@@ -124,10 +125,9 @@ def _remove(run: str, entry: Stale) -> None:
 
 
 def print_cleaned(cleaned: Cleaned) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = stdout_console()
     folders = [entry for entry in cleaned.stale if entry.kind != "receipts"]
     if not cleaned.stale:
         console.print(f"{cleaned.run}: nothing that the config does not name", soft_wrap=True)

@@ -1,16 +1,30 @@
-"""What a command says while it works, on stderr: lines for people, or one JSON object a line (`--log-format json`)."""
+"""What a command says while it works, on stderr: lines for people, or one JSON object a line (`--log-format json`).
+And the consoles, of that and of the tables on stdout."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 
-console = Console(stderr=True, highlight=False)
+WIDTH = 140  # of a table that goes to a file or to the log of a job, where no terminal tells its own
+
+
+def _width(stream: TextIO) -> int | None:
+    return None if stream.isatty() or "COLUMNS" in os.environ else WIDTH
+
+
+def stdout_console() -> Console:
+    """For what a command has found."""
+    return Console(highlight=False, width=_width(sys.stdout))
+
+
+console = Console(stderr=True, highlight=False, width=_width(sys.stderr))
 
 
 class LinesForPeople(logging.Handler):

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Column, Table
 
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.fit_progress import read_progress
+from pipeline.log import stdout_console
 from pipeline.receipts import add_up, list_receipts, read_receipts
 from pipeline.sources import open_index
 from pipeline.stages import Stage, done_shards, index_folder, is_fitted, resolve_stages
@@ -110,7 +110,7 @@ def stage_status(run_uri: str, stage: Stage, listed: Sequence[str] | None = None
 
 
 def print_status(status: RunStatus) -> None:
-    console = Console(highlight=False)
+    console = stdout_console()
     if status.images is None:
         console.print(f"{status.run}: nothing done yet; {status.source} is not indexed", soft_wrap=True)
         return
@@ -152,7 +152,7 @@ def plan_of(status: RunStatus) -> dict[str, Any]:
 
 def print_plan(status: RunStatus) -> None:
     steps = [_step(stage, status) for stage in status.stages]
-    console = Console(highlight=False)
+    console = stdout_console()
     if status.images is None:
         console.print(f"index {status.source}, then every stage; nothing is measured yet", soft_wrap=True)
         return

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import itertools
 import os
 import re
@@ -37,6 +38,10 @@ S3 = frozenset({"s3", "s3a"})
 NO_CREDENTIALS_IN_URLS = "holds credentials; give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
 PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}
 ANONYMOUS: dict[str, dict[str, Any]] = {"gcsfs": {"token": "anon"}, "adlfs": {"anon": True}}
+ERRORS = {  # what these packages raise beside OSError
+    "gcsfs": ("aiohttp.ClientError", "google.auth.exceptions.GoogleAuthError", "gcsfs.retry.HttpError"),
+    "adlfs": ("azure.core.exceptions.AzureError",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +98,9 @@ def filesystem(uri: str, *, anonymous: bool = False) -> tuple[Any, str]:
         raise ConfigError(f"{redact(uri)}: {NO_CREDENTIALS_IN_URLS}")
     try:
         fs = _filesystem(protocol, anonymous, os.getpid())
-    except (ImportError, ValueError) as error:
-        remedy = f"; pip install {PACKAGES[protocol]}" if protocol in PACKAGES else ""
+    except (ImportError, ValueError) as error:  # no such package; no such scheme, or no credentials for it
+        missing = isinstance(error, ImportError) and protocol in PACKAGES
+        remedy = f"; pip install {PACKAGES[protocol]}" if missing else ""
         raise ConfigError(f"{redact(uri)}: cannot open '{protocol}://': {error}{remedy}") from error
     if protocol == "file" and "://" in uri[:7]:
         return fs, os.fsdecode(urllib.parse.unquote_to_bytes(uri[7:]))
@@ -102,8 +108,20 @@ def filesystem(uri: str, *, anonymous: bool = False) -> tuple[Any, str]:
 
 
 def store_errors(uri: str) -> tuple[type[Exception], ...]:
-    """What a read or listing of `uri` raises when the store is at fault or refuses (S3 has more than OSError)."""
-    return s3.errors() if _protocol(uri) in S3 else (OSError,)
+    """What a read or listing of `uri` raises when the store is at fault or refuses: remote ones have more than
+    OSError."""
+    protocol = _protocol(uri)
+    return s3.errors() if protocol in S3 else (OSError, *_errors_of(PACKAGES.get(protocol, "")))
+
+
+@functools.cache
+def _errors_of(package: str) -> tuple[type[Exception], ...]:
+    found = []
+    for name in ERRORS.get(package, ()):
+        module, _, error = name.rpartition(".")
+        with contextlib.suppress(ImportError):  # then nothing can raise it
+            found.append(getattr(importlib.import_module(module), error))
+    return tuple(found)
 
 
 def lacks_credentials(error: BaseException) -> bool:

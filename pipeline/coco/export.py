@@ -36,6 +36,7 @@ from pipeline.coco.names import image_stem
 from pipeline.coco.parts import LABEL_COLUMNS, Inputs, common_categories, find_parts, image_of_row, read_part_columns
 from pipeline.coco.reader import VOID_ID, Categories, PanopticImage, check_size
 from pipeline.errors import ConfigError
+from pipeline.log import stdout_console
 from pipeline.shards import ahead
 from workers.masks import BoolArray, decode_rle, encode_rle, mask_box
 from workers.merge import VOID_LABEL, whole_masks
@@ -273,10 +274,9 @@ def _count_things(categories: Categories, where: str) -> int:
 
 def print_export(exported: Exported) -> None:
     """What was written, and what other readers will not find."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = stdout_console()
     table = Table("argument of register_coco_panoptic_separated", "path")
     for role, uri in exported.files.items():
         table.add_row(role, uri)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.coco.parts import PanopticParts
@@ -16,6 +15,7 @@ from pipeline.demo.scenes import write_scenes
 from pipeline.errors import ConfigError
 from pipeline.evaluate.panoptic import ThingsAlone
 from pipeline.evaluate.score import score_labels
+from pipeline.log import stdout_console
 from pipeline.report.write import write_report
 from pipeline.runner import run
 
@@ -104,7 +104,7 @@ def print_scores(labels: Scores, model: Scores | None = None) -> None:
     table = Table("measure", *columns, title=title)
     for name, meaning in MEASURES.items():
         table.add_row(meaning, *(f"{100 * scores[name]:.1f} %" for scores in columns.values()))
-    console = Console(highlight=False)
+    console = stdout_console()
     console.print(table)
     for what, scores in columns.items():
         console.print(

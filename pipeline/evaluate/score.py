@@ -39,6 +39,7 @@ from pipeline.evaluate.mapping import (
 from pipeline.evaluate.panoptic import LabelPairs, LabelSource, StuffBySupercategory, open_labels
 from pipeline.evaluate.semantic import Names
 from pipeline.evaluate.tally import Tally
+from pipeline.log import stdout_console
 
 RESULT = "panoptic.json"
 
@@ -191,9 +192,8 @@ def _learn(
 
 def print_scores(result: Mapping[str, Any]) -> None:
     """The scores as tables, and whatever was left out."""
-    from rich.console import Console
 
-    console = Console(highlight=False)
+    console = stdout_console()
     for line in _remarks(result):
         console.print(line, markup=False)
     quality = ("PQ", "SQ", "RQ")

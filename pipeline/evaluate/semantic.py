@@ -26,6 +26,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluate.class_maps import Prediction, predictions
 from pipeline.evaluate.confusion import arrange, confusion_png
 from pipeline.evaluate.labels import IGNORED, LabelFolder, open_labels
+from pipeline.log import stdout_console
 
 LISTED = 5  # names given of those that were left out
 
@@ -234,10 +235,9 @@ def _write(result: Mapping[str, Any], folder: str) -> list[str]:
 
 def print_scores(result: Mapping[str, Any]) -> None:
     """The scores as tables, and whatever was not scored."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = stdout_console()
     for line in _remarks(result):
         console.print(line)
     table = Table("mapping", "mIoU strict", "published", "accuracy strict", "published")

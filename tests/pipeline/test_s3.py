@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -294,6 +295,18 @@ def test_other_stores_name_the_package_they_need(uri: str, package: str, monkeyp
     forget_filesystems()
     with pytest.raises(ValueError, match=rf"{uri}: cannot open .*pip install {package}"):
         storage.read_bytes(uri)
+
+
+def test_errors_of_other_stores_are_their_packages_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class AzureError(Exception):
+        pass
+
+    monkeypatch.setattr(storage, "_errors_of", storage._errors_of.__wrapped__)
+    monkeypatch.setitem(sys.modules, "azure.core.exceptions", SimpleNamespace(AzureError=AzureError))
+    assert storage.store_errors("az://bucket/a") == (OSError, AzureError)
+    monkeypatch.setitem(sys.modules, "azure.core.exceptions", None)  # not installed
+    assert storage.store_errors("az://bucket/a") == (OSError,)
+    assert storage.store_errors("/a") == (OSError,)
 
 
 def test_keys_inside_a_url_are_refused_and_not_shown() -> None:
