@@ -24,9 +24,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-# Some 200 faults done to runs on a cluster of three nodes on this machine; 20 minutes on two cores.
+# Some 200 faults done to runs on a cluster of three nodes on this machine; 15 minutes on two cores.
 chaos: $(VENV)/.ready
-	PYTHONPATH=. $(BIN)/python benchmarks/chaos.py --output benchmarks/results/chaos.json
+	PYTHONPATH=. $(BIN)/python benchmarks/chaos.py --output benchmarks/results/chaos-cpu.json
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -9,11 +9,12 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
 from pipeline.log import say
 from pipeline.progress import FitProgress
+from pipeline.sections import WorkersConfig
 from pipeline.shards import read_part
 from pipeline.sources import open_index
 from pipeline.stages import Stage, index_folder, teacher_identity
@@ -27,10 +28,9 @@ Table = Mapping[str, Stage]
 def fit_clusters(stage: Stage, config: Config, table: Table) -> str:
     """Instance classes: k-means over all embeddings."""
     from model.names import embedding_dim
-    from pipeline.cluster import actors_now
     from pipeline.clusters.kmeans import KMeansSettings, fit_kmeans, write_empty
 
-    clusters, workers = config.clusters, config.workers
+    clusters = config.clusters
     settings = KMeansSettings(
         k=clusters.k,
         seed=config.clusters_seed,
@@ -45,13 +45,22 @@ def fit_clusters(stage: Stage, config: Config, table: Table) -> str:
         table["instances"].parts(),
         stage.folder,
         settings,
-        num_actors=actors_now(workers),
-        cpus_per_actor=workers.cpus,
-        device=workers.kmeans_device,
-        gpus_per_actor=workers.gpus or 1,
+        **_kmeans_actors(config.workers),
         on_iteration=_said_now_and_then("clusters"),
     )
     return f"{result.iterations} iterations, inertia {result.inertia[-1]:.6g}"
+
+
+def _kmeans_actors(workers: WorkersConfig) -> dict[str, Any]:
+    """The arguments of a fit by k-means that say where its actors run."""
+    from pipeline.cluster import actors_now
+
+    return {
+        "num_actors": actors_now(workers),
+        "cpus_per_actor": workers.cpus,
+        "device": workers.kmeans_device,
+        "gpus_per_actor": workers.gpus or 1,
+    }
 
 
 def _has_masks(instances: Stage) -> bool:
@@ -107,19 +116,14 @@ def _fit_stego(stage: Stage, config: Config, table: Table) -> str:
 
 
 def _fit_datus(stage: Stage, config: Config, table: Table) -> str:
-    from pipeline.cluster import actors_now
     from pipeline.semantics.datus import fit_datus
 
-    workers = config.workers
     result = fit_datus(
         table["segments"].parts(),
         stage.folder,
         classes=config.semantics.classes,
         seed=config.seed,
-        num_actors=actors_now(workers),
-        cpus_per_actor=workers.cpus,
-        device=workers.kmeans_device,
-        gpus_per_actor=workers.gpus or 1,
+        **_kmeans_actors(config.workers),
         on_iteration=_said_now_and_then("semantics_fit"),
     )
     return f"{result.iterations} iterations, inertia {result.inertia[-1]:.6g}"
