@@ -72,6 +72,7 @@ def predict(
     max_side: Annotated[int, typer.Option(min=32, help="Largest long side in pixels.")] = 1333,
     score: Annotated[float | None, typer.Option(help="Least score of an instance; 0.5 by default.")] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16.")] = False,
+    anonymous: Annotated[bool, typer.Option("--anonymous", help="Read a public bucket without credentials.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Panoptic predictions of photos: overlays with cluster ids, and a COCO panoptic JSON with its PNGs."""
@@ -90,6 +91,7 @@ def predict(
             max_side=max_side,
             score=score,
             amp=amp,
+            anonymous=anonymous,
             on_photo=lambda result: run.print_photo(result, table),
         )
         answer(summary, as_json, lambda: run.print_summary(summary))

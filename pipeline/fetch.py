@@ -1,4 +1,4 @@
-"""The encoded bytes of one image: a whole file, a byte range of a tar, or a row of a Parquet column.
+"""The encoded bytes of one image: a whole file, a byte range of a tar, or a row of a Parquet column; and its pixels.
 
 A `Fetcher` belongs to one actor and is called from its fetch threads. What `scan` needs to know about the inside of a
 Parquet file (`parquet_rows`) is here too, so that indexing and reading agree on which column is meant.
@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.retries import status_and_code
+from workers.decode import DecodeError, DecodeLimits, decode_image
+from workers.images import LoadedImage
 from workers.records import ImageRecord, Status
 
 FILES_OPEN = 2  # a shard may end in one Parquet file and go on in the next
@@ -73,6 +75,18 @@ class Fetcher:
         if gone or forbidden or short or code in OBJECT_ERRORS:
             return Status.MISSING, storage.redact(f"{record.uri}: {type(error).__name__}: {error}")
         raise error
+
+
+def load_photo(fetcher: Fetcher, record: ImageRecord, limits: DecodeLimits) -> LoadedImage:
+    """The pixels, or the status and error of its row. Raises what the store raises when this one photo is not at
+    fault."""
+    try:
+        return LoadedImage(record.image_id, decode_image(fetcher.fetch(record), limits))
+    except DecodeError as error:
+        status, message = error.status, str(error)
+    except storage.store_errors(record.uri) as error:
+        status, message = fetcher.fetch_status(record, error)
+    return LoadedImage(record.image_id, None, status, message)
 
 
 class ParquetRows:

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.attempts import Attempts
 from pipeline.config import Config
+from pipeline.fetch import load_photo
 from pipeline.receipts import Receipt
 from pipeline.sources import open_index
 from pipeline.stages import Stage
@@ -197,17 +198,7 @@ class PhotoShards(ShardActor):
         )
 
     def _load(self, record: ImageRecord) -> LoadedImage:
-        from workers.decode import DecodeError, decode_image
-        from workers.images import LoadedImage
-
-        try:
-            pixels = decode_image(self._fetcher.fetch(record), self._limits)
-        except DecodeError as error:
-            return LoadedImage(record.image_id, None, error.status, str(error))
-        except OSError as error:
-            status, message = self._fetcher.fetch_status(record, error)  # raises for what another try may mend
-            return LoadedImage(record.image_id, None, status, message)
-        return LoadedImage(record.image_id, pixels)
+        return load_photo(self._fetcher, record, self._limits)
 
 
 def _unless_all_refused(table: pa.Table) -> pa.Table:

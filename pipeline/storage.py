@@ -347,10 +347,10 @@ def remove_litter(uri: str) -> None:
         s3.abort_uploads(_s3_calls(fs, uri, PATIENT), *_place(fs, path))
 
 
-def glob(uri: str) -> dict[str, int]:
+def glob(uri: str, *, anonymous: bool = False) -> dict[str, int]:
     """Paths, without the scheme, and sizes of the files that match a pattern; in it `*` stays in one folder, and `**`
     goes into those below."""
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, anonymous=anonymous)
     found = _asking(fs, uri, lambda: fs.glob(path, detail=True), PATIENT)
     return {name: int(entry["size"]) for name, entry in found.items() if entry["type"] == "file"}
 

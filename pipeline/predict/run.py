@@ -19,7 +19,7 @@ from pipeline.coco.json_lists import JsonLists, json_lists
 from pipeline.errors import ConfigError
 from pipeline.fetch import Fetcher
 from pipeline.predict.output import OVERLAYS, Labelled, Output, OutputNames
-from pipeline.predict.photos import find_photos, load_photo
+from pipeline.predict.photos import find_photos, read_photo
 from pipeline.predict.weights import check_device, load_weights, make_worker, short_side
 from pipeline.shards import ahead
 from workers.decode import DecodeLimits
@@ -66,6 +66,7 @@ def predict_photos(
     amp: bool = False,
     names: Mapping[int, str] | None = None,
     image_column: str = "image",
+    anonymous: bool = False,
     max_pixels: int = DecodeLimits().max_pixels,
     on_photo: Callable[[PhotoResult], None] = lambda result: None,
 ) -> PredictSummary:
@@ -79,6 +80,7 @@ def predict_photos(
         batch_size: photos that are held, of which those of one size share a forward pass.
         names: category -> the name that is drawn in place of its number; by default the checkpoint's, if it has any.
         image_column: of Parquet files.
+        anonymous: the inputs are in a public bucket, which is read without credentials.
         max_pixels: a photo with more is not decoded.
         on_photo: is called with each photo's result, in the order of the photos.
 
@@ -90,7 +92,7 @@ def predict_photos(
         StageFailed: the store of the photos failed.
     """
     inputs = [inputs] if isinstance(inputs, str) else list(inputs)
-    photos = _at_least_one(find_photos(inputs, output=output, image_column=image_column), inputs)
+    photos = _at_least_one(find_photos(inputs, output=output, image_column=image_column, anonymous=anonymous), inputs)
     check_device(device)
     loaded = load_weights(weights, score=score)
     worker = make_worker(loaded, device, batch_size=batch_size, short=short, max_side=max_side, amp=amp)
@@ -110,7 +112,8 @@ def predict_photos(
         "software": f"u2label {__version__}",
     }
     target.begin(about)
-    load = functools.partial(load_photo, Fetcher(image_column), limits=DecodeLimits(max_pixels, min_side=1))
+    fetcher = Fetcher(image_column, anonymous=anonymous)
+    load = functools.partial(read_photo, fetcher, limits=DecodeLimits(max_pixels, min_side=1))
     images = ahead(load, photos, depth=max(4, 2 * batch_size))
     with json_lists("images", "annotations") as lists:
         summary = _predict_all(worker, images, target, lists, on_photo)

@@ -19,7 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import s3, storage
+from pipeline.fetch import Fetcher
 from pipeline.lease import run_lease
+from pipeline.predict.photos import find_photos
 from pipeline.retries import Retry
 from pipeline.scan import scan
 from pipeline.sources import build_index, check_source
@@ -256,6 +258,23 @@ def test_a_public_bucket_is_read_unsigned_beside_a_signed_run_folder(
         for request in proxy.requests:
             of_source = "photos" in request.place
             assert ("authorization" in request.headers) is not of_source, request.place
+
+
+def test_photos_to_predict_in_a_public_bucket_are_read_without_credentials(
+    proxy: FaultProxy, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(s3_bucket, {"a/1.jpg": b"one", "b/x.tar": tar([("2.jpg", b"two")])})
+    publish(s3_bucket, "a/1.jpg", "b/x.tar")
+    without_keys(monkeypatch, tmp_path)
+    proxy.forget()
+    inputs = [f"{s3_bucket}/a/*.jpg", f"{s3_bucket}/a/1.jpg", f"{s3_bucket}/b"]
+    found = find_photos(inputs, output=str(tmp_path), anonymous=True)
+    fetcher = Fetcher(anonymous=True)
+    assert [(record.image_id, fetcher.fetch(record)) for record in found] == [
+        ("a/1.jpg", b"one"),
+        ("b/x.tar/2.jpg", b"two"),
+    ]
+    assert proxy.requests and not any("authorization" in request.headers for request in proxy.requests)
 
 
 def test_without_credentials_the_key_for_public_buckets_is_named(

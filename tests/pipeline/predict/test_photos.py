@@ -10,7 +10,7 @@ import pytest
 from pipeline import storage
 from pipeline.errors import ConfigError, StageFailed
 from pipeline.fetch import Fetcher
-from pipeline.predict.photos import find_photos, load_photo
+from pipeline.predict.photos import find_photos, read_photo
 from tests.pipeline.image_sources import parquet, put, tar
 from workers.decode import DecodeLimits
 from workers.records import ImageRecord, Status
@@ -131,9 +131,9 @@ LIMITS = DecodeLimits(min_side=1)
 
 def test_a_bad_photo_says_why(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_bytes(b"text")
-    broken = load_photo(Fetcher(), ImageRecord("text.jpg", str(tmp_path / "text.jpg"), 0, 4), LIMITS)
+    broken = read_photo(Fetcher(), ImageRecord("text.jpg", str(tmp_path / "text.jpg"), 0, 4), LIMITS)
     assert (broken.pixels, broken.status) == (None, Status.UNDECODABLE)
-    gone = load_photo(Fetcher(), ImageRecord("gone.jpg", str(tmp_path / "gone.jpg"), 0, 4), LIMITS)
+    gone = read_photo(Fetcher(), ImageRecord("gone.jpg", str(tmp_path / "gone.jpg"), 0, 4), LIMITS)
     assert gone.status == Status.MISSING and gone.error and "gone.jpg" in gone.error
 
 
@@ -143,4 +143,4 @@ def test_a_store_that_fails_is_not_the_photos_fault(s3_bucket: str, monkeypatch:
 
     monkeypatch.setattr(storage, "read_bytes", fail)
     with pytest.raises(StageFailed, match="the line is cut; run the same again when the store answers"):
-        load_photo(Fetcher(), ImageRecord("1.jpg", f"{s3_bucket}/1.jpg", 0, 4), LIMITS)
+        read_photo(Fetcher(), ImageRecord("1.jpg", f"{s3_bucket}/1.jpg", 0, 4), LIMITS)
