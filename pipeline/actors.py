@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.shards import PhotoShards, ShardActor, read_part
 from pipeline.stages import base_name, features_sample, round_of, threshold_of
+from workers.masks import open_png
 from workers.phases import Phases
 from workers.records import ImageRecord
 
@@ -159,7 +159,7 @@ class PanopticShards(ShardActor):
             maps = None
             if "semantics" in self.job.stage.inputs:
                 labels = read_part(self.job.inputs["semantics"], shard, ["labels"])["labels"].to_pylist()
-                maps = [None if png is None else np.asarray(Image.open(io.BytesIO(png))) for png in labels]
+                maps = [None if png is None else np.asarray(open_png(png)) for png in labels]
         with phases("merge"):
             return self._worker.process(records, instances, maps)
 

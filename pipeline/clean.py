@@ -17,12 +17,12 @@ from pipeline.errors import ConfigError
 from pipeline.lease import run_lease
 from pipeline.log import stdout_console
 from pipeline.receipts import FOLDER as RECEIPTS
+from pipeline.receipts import NAME as RECEIPT_NAME
 from pipeline.sources import MANIFEST, open_index
 from pipeline.stages import ARTIFACT, LATEST, STAGES, base_name, index_folder, resolve_stages
 
 INDEX = "index"
 FINGERPRINT = re.compile(r"[0-9a-f]{12}")
-RECEIPT = re.compile(r"(?P<stage>[a-z_]+(?:_\d+)?)-(?P<fingerprint>[0-9a-f]{12})-\d+\.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,11 @@ def clean(config: Config, keep: Sequence[Config] = (), *, remove: bool = False) 
                 f"--keep: a config of {storage.redact(other.run.uri)}, not of the run folder {storage.redact(run)}"
             )
     named = set().union(*(_named(one) for one in (config, *keep)))
+    away = storage.failures_as(ConfigError, run, "give access to run.uri, or try again when it answers")
     if not remove:
-        return Cleaned(storage.redact(run), False, list(_stale(run, named)))
-    with run_lease(run):
+        with away:
+            return Cleaned(storage.redact(run), False, list(_stale(run, named)))
+    with away, run_lease(run):
         stale = list(_stale(run, named))
         for entry in stale:
             _remove(run, entry)
@@ -98,7 +100,7 @@ def _stale(run: str, named: set[str]) -> Iterator[Stale]:
                 files = [info.size for info in storage.walk(storage.join(run, path))]
                 yield Stale(path, "index" if name == INDEX else "stage", len(files), sum(files), path in last)
     for name, size in storage.list_folder(storage.join(run, RECEIPTS)).items():
-        found = RECEIPT.fullmatch(name)
+        found = RECEIPT_NAME.fullmatch(name)
         if found and base_name(found["stage"]) in STAGES:
             path = f"{found['stage']}/{found['fingerprint']}"
             if path not in named:
@@ -109,9 +111,10 @@ def _last_run(run: str) -> set[str]:
     """The stage folders of the last run, which `u2label report <run folder>` shows."""
     try:
         latest = json.loads(storage.read_bytes(storage.join(run, LATEST)))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # none, or none of ours: a mark of the last run is all that is lost
         return set()
-    return {f"{stage}/{fingerprint}" for stage, fingerprint in latest["fingerprints"].items()}
+    found = latest.get("fingerprints") if isinstance(latest, dict) else None
+    return {f"{stage}/{fingerprint}" for stage, fingerprint in (found or {}).items()}
 
 
 def _remove(run: str, entry: Stale) -> None:

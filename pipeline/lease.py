@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -26,6 +27,7 @@ from pipeline.interrupts import interrupted_by
 from pipeline.retries import BRIEF, ONCE, PATIENT, Retry
 
 LIFETIME_S = 120.0
+KEYS = frozenset({"id", "host", "pid", "process_started", "expires"})
 LOST = signal.SIGUSR1  # not SIGINT, which a shell lets its background jobs ignore
 
 
@@ -59,6 +61,7 @@ def _owner() -> dict[str, Any]:
     return {
         "id": uuid.uuid4().hex,
         "host": socket.gethostname(),
+        "processes": _processes(),
         "pid": os.getpid(),
         "process_started": psutil.Process().create_time(),
         "acquired": time.time(),
@@ -117,17 +120,27 @@ def _read(uri: str, retry: Retry = PATIENT) -> dict[str, Any] | None:
 
 
 def _parse(data: bytes) -> dict[str, Any]:
-    """Empty for half a file of a driver that died while it wrote."""
+    """Empty for half a file of a driver that died while it wrote, and for what is no lease."""
     try:
-        return dict(json.loads(data))
+        found = json.loads(data)
     except ValueError:
         return {}
+    return found if isinstance(found, dict) and found.keys() >= KEYS else {}
 
 
 def _stale(held: dict[str, Any]) -> bool:
     if time.time() > held.get("expires", 0):
         return True
-    return held.get("host") == socket.gethostname() and not _lives(held)
+    return held.get("host") == socket.gethostname() and held.get("processes") == _processes() and not _lives(held)
+
+
+def _processes() -> str:
+    """What tells the processes seen here from those of another boot or container, whose host name may be the same."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # not Linux
+        return ""
 
 
 def _lives(held: dict[str, Any]) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +14,12 @@ from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 from pipeline import storage
+from pipeline.log import say
 from workers.records import Status
 
 N = TypeVar("N", int, float)
 FOLDER = "receipts"  # of the run folder
+NAME = re.compile(r"(?P<stage>[a-z_]+(?:_\d+)?)-(?P<fingerprint>[0-9a-f]{12})-\d+\.jsonl")
 MAX_RECEIPTS = 1000  # a file
 READERS = 8  # files read at a time
 
@@ -45,7 +49,12 @@ class Receipt:
 
     @staticmethod
     def from_json(line: str) -> Receipt:
-        return Receipt(**json.loads(line))
+        """ValueError when the line is no receipt. Fields of a later version are left out."""
+        try:
+            found = json.loads(line)
+            return Receipt(**{name: value for name, value in found.items() if name in Receipt.__slots__})
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"no receipt: {line[:80]!r}") from error
 
     @property
     def images(self) -> int:
@@ -90,7 +99,7 @@ class ReceiptLog:
 def list_receipts(run_uri: str) -> list[str]:
     """The names of all files of receipts of a run."""
     names = storage.list_folder(storage.join(run_uri, FOLDER))
-    return [name for name in names if name.endswith(".jsonl")]
+    return [name for name in names if NAME.fullmatch(name)]
 
 
 def read_receipts(
@@ -106,9 +115,13 @@ def read_receipts(
     uris = [storage.join(run_uri, FOLDER, name) for name in (names if fingerprint else names[-1:])]
     newest: dict[int, Receipt] = {}
     with ThreadPoolExecutor(READERS) as pool:
-        for data in pool.map(storage.read_bytes, uris):
-            for line in data.decode().splitlines():
-                receipt = Receipt.from_json(line)
+        for uri, data in zip(uris, pool.map(storage.read_bytes, uris), strict=True):
+            for line in data.decode(errors="replace").splitlines():
+                try:
+                    receipt = Receipt.from_json(line)
+                except ValueError as error:  # somebody else wrote there; parts alone say what is done
+                    say(f"{storage.redact(uri)}: {error}; left out", level=logging.WARNING)
+                    continue
                 newest[receipt.shard] = receipt
     return [newest[shard] for shard in sorted(newest)]
 

@@ -35,6 +35,7 @@ from pipeline.stages import (
     is_fitted,
     resolve_stages,
     stage_names,
+    teacher_identity,
 )
 from pipeline.weights import local_weights
 from workers.records import SCHEMA_VERSION
@@ -63,7 +64,8 @@ def run(
     if unknown:
         raise ConfigError(f"--stages: {', '.join(unknown)} is unknown; the stages are {', '.join(names)}")
     check_all(config)
-    with run_lease(config.run.uri), ExitStack() as connection:
+    again = storage.failures_as(StageFailed, config.run.uri, "when it answers, run the same command again")
+    with again, run_lease(config.run.uri), ExitStack() as connection:
         for folder in (config.run.uri, storage.join(config.run.uri, "receipts"), index_folder(config)):
             storage.remove_litter(folder)  # the lease says that nobody is writing
         index = _index(config, reindex)
@@ -87,9 +89,10 @@ def run(
 
 
 def _resolve(config: Config, index: Index) -> dict[str, Stage]:
+    errors: tuple[type[Exception], ...] = (*storage.store_errors(config.run.uri), ValueError)
     try:
         return resolve_stages(config, index)
-    except (OSError, ValueError) as error:
+    except errors as error:
         raise ConfigError(str(error)) from error
 
 
@@ -101,6 +104,7 @@ def _index(config: Config, reindex: bool) -> Index:
             return open_index(folder)
     say(f"index: listing {storage.redact(config.source.uri)}")
     source = config.source
+    errors: tuple[type[Exception], ...] = (*storage.store_errors(source.uri), ValueError)
     try:
         index = build_index(
             folder,
@@ -110,7 +114,7 @@ def _index(config: Config, reindex: bool) -> Index:
             image_column=source.image_column,
             anonymous=source.anonymous,
         )
-    except (OSError, ValueError) as error:
+    except errors as error:
         raise ConfigError(str(error)) from error
     say(f"index: {index.images} images in {index.shards} shards; left out: {index.ignored}")
     return index
@@ -263,6 +267,7 @@ def _write_latest(config: Config, table: dict[str, Stage]) -> None:
     content = {
         "config": config.model_dump(mode="json"),
         "fingerprints": {name: stage.fingerprint for name, stage in table.items()},
+        "teacher": teacher_identity(config),
     }
     uri = storage.join(config.run.uri, LATEST)
     try:

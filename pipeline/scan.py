@@ -35,6 +35,7 @@ COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".
 DETECT_FILES = 10_000  # files that `detect_format` looks at
 REMOTE_FILES = 16  # tars or Parquet files listed at the same time: each header waits for the network
 HEADER_BLOCK = 64 << 10  # bytes read from a remote tar at a time: small against a photo, large against a header
+PADDING_BLOCK = 1 << 20  # bytes read at a time behind the end marker of a tar; writers pad with a few KiB
 EXTENSIONS_COUNTED = 100
 AMBIGUOUS = re.compile("[\udc80-\udcff]|%25|%[89A-F][0-9A-F]")
 
@@ -240,11 +241,19 @@ def _tar_members(file: File) -> Iterator[tarfile.TarInfo]:
 
 
 def _check_end(stream: IO[bytes], offset: int) -> None:
-    # tarfile takes a broken header for the end of the archive.
+    # tarfile takes a broken header for the end of the archive, and reads nothing behind the end.
     stream.seek(offset)
     block = stream.read(tarfile.BLOCKSIZE)
     if any(block) or 0 < len(block) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError("no tar header where one must be")
+    offset += len(block)
+    while padding := stream.read(PADDING_BLOCK):
+        if data := padding.lstrip(b"\0"):
+            raise tarfile.ReadError(
+                f"there is data behind the end marker, at byte {offset + len(padding) - len(data)}; if tars were "
+                "concatenated by cat, join them by `tar --concatenate` or give them one by one"
+            )
+        offset += len(padding)
 
 
 def _files(uri: str, ignored: Ignored, anonymous: bool) -> Iterator[File]:

@@ -29,11 +29,11 @@ from pipeline.attempts import Attempts
 from pipeline.config import Config
 from pipeline.fetch import load_photo
 from pipeline.receipts import Receipt
-from pipeline.sources import open_index
+from pipeline.sources import Index, open_index
 from pipeline.stages import Stage
 from pipeline.weights import local_weights
 from workers.phases import Phases
-from workers.records import ImageRecord, with_metadata
+from workers.records import ImageRecord, Status, with_metadata
 
 if TYPE_CHECKING:
     from workers.images import LoadedImage
@@ -158,10 +158,10 @@ class PhotoShards(ShardActor):
         """The worker's table of these photos, one row each, in order."""
         if self.attempts.current.one_by_one and records:
             tables = [self.compute([image], records, phases) for image in self._one_by_one(records)]
-            return _unless_all_refused(pa.concat_tables(tables))
+            return _unless_source_is_away(pa.concat_tables(tables), self.index)
         images = ahead(self._load, records, depth=self.config.workers.prefetch)
         table = self.compute(_timed(self._watched(images), phases, "wait_for_input"), records, phases)
-        return _unless_all_refused(table)
+        return _unless_source_is_away(table, self.index)
 
     def compute(self, images: Iterable[LoadedImage], records: Sequence[ImageRecord], phases: Phases) -> pa.Table:
         """The worker's table of these images, which are those of the records or some of them."""
@@ -175,7 +175,6 @@ class PhotoShards(ShardActor):
     def _one_by_one(self, records: Sequence[ImageRecord]) -> Iterator[LoadedImage]:
         """The images of a shard that killed its worker: each is announced before it is fetched."""
         from workers.images import LoadedImage
-        from workers.records import Status
 
         for record in records:
             if record.image_id in self.attempts.current.crashed:
@@ -201,14 +200,23 @@ class PhotoShards(ShardActor):
         return load_photo(self._fetcher, record, self._limits)
 
 
-def _unless_all_refused(table: pa.Table) -> pa.Table:
-    """The table. PermissionError when each of several photos was refused: that is no fault of theirs, but of the
-    credentials, and rows that say so would stand for good."""
+def _unless_source_is_away(table: pa.Table, index: Index) -> pa.Table:
+    """The table, unless all its photos are missing for a reason that is not theirs: rows would say so for good.
+
+    PermissionError: each of several photos was refused. FileNotFoundError: there is nothing at all at the source.
+    """
     errors = [error or "" for error in table["error"].to_pylist()]
+    if not errors or set(table["status"].to_pylist()) != {Status.MISSING.value}:
+        return table
     if len(errors) > 1 and all("PermissionError" in error for error in errors):
         raise PermissionError(
             f"all {len(errors)} photos were refused, the first by {errors[0]}; give the workers access to the source "
             "and run again"
+        )
+    if not index.source_answers():
+        raise FileNotFoundError(
+            f"nothing is at {index.source}, as seen from {socket.gethostname()}: mount or restore the source there and "
+            f"run again ({errors[0]})"
         )
     return table
 

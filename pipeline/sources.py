@@ -85,6 +85,15 @@ class Index:
         """A reader of the images of this index, for one process."""
         return Fetcher(self.image_column, anonymous=self.anonymous)
 
+    def source_answers(self) -> bool:
+        """Whether there is anything at the source, whatever has become of single images."""
+        try:
+            if next(storage.walk(self.source, anonymous=self.anonymous), None) is not None:
+                return True
+        except FileNotFoundError:
+            pass
+        return storage.file_size(self.source, anonymous=self.anonymous) is not None  # one tar or Parquet file
+
     def records(self, shard: int) -> list[ImageRecord]:
         """The images of one shard, in order. IndexError when there is no such shard."""
         if not 0 <= shard < self.shards:

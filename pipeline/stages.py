@@ -267,9 +267,32 @@ def is_fitted(stage: Stage) -> bool:
 def teacher_identity(config: Config, *, download: bool = True) -> str:
     """Backbone and weights in one line, such as `dino_vits8 sha256:...`."""
     backbone = config.backbone
-    given = local_weights(backbone.weights, download=download)
-    weights = resolve_weights(backbone.name, given, sha256=backbone.sha256, download=download)
+    try:
+        given = local_weights(backbone.weights, download=download)
+        weights = resolve_weights(backbone.name, given, sha256=backbone.sha256, download=download)
+    except FileNotFoundError as error:
+        if download:
+            raise
+        recorded = _teacher_of_last_run(config)
+        if recorded is None:
+            raise FileNotFoundError(
+                f"backbone.weights: {storage.redact(backbone.weights)!r} is not on this machine, and no run with it is "
+                f"known to {storage.redact(config.run.uri)}; a run fetches it, or give the path of the file"
+            ) from error
+        return recorded
     return f"{backbone.name} {weights.identity}"
+
+
+def _teacher_of_last_run(config: Config) -> str | None:
+    """`teacher_identity` as the last run knew it, if it had the same backbone and weights: `status` also works where
+    the file of weights is not."""
+    try:
+        latest = json.loads(storage.read_bytes(storage.join(config.run.uri, LATEST)))
+        same = {key: latest["config"]["backbone"][key] for key in ("name", "weights", "sha256")}
+        found = str(latest["teacher"])
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return None
+    return found if same == config.backbone.model_dump(include=set(same)) else None
 
 
 def _source(config: Config, index: Index, download: bool) -> dict[str, Any]:

@@ -58,7 +58,12 @@ class RunStatus:
 
 
 def run_status(config: Config) -> RunStatus:
-    """Reads listings and receipts only."""
+    """Reads listings and receipts only. ConfigError when the run folder cannot be read."""
+    with storage.failures_as(ConfigError, config.run.uri, "give access to run.uri, or ask again when it answers"):
+        return _run_status(config)
+
+
+def _run_status(config: Config) -> RunStatus:
     run, source, size = storage.redact(config.run.uri), storage.redact(config.source.uri), config.workers.size
     errors: tuple[type[Exception], ...] = (*storage.store_errors(config.run.uri), ValueError)
     try:
@@ -69,7 +74,7 @@ def run_status(config: Config) -> RunStatus:
         raise ConfigError(f"run.uri: cannot read {run}: {storage.redact(str(error))}") from error
     try:
         table = resolve_stages(config, index, download=False)
-    except (OSError, ValueError) as error:
+    except errors as error:
         raise ConfigError(str(error)) from error
     listed = list_receipts(config.run.uri)
     with ThreadPoolExecutor(AT_A_TIME) as pool:  # a bucket is asked for all stages at once

@@ -36,6 +36,14 @@ T = TypeVar("T")
 
 S3 = frozenset({"s3", "s3a"})
 NO_CREDENTIALS_IN_URLS = "holds credentials; give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
+# A password may hold `/` up to the first `@`, and more `@` up to the next `/`. A word without `@` is matched too, or
+# each `://` in it would search it to its end again.
+USER_AND_PASSWORD = re.compile(r"://[^/@:\s]*:[^@\s]*(@(?:[^/@\s]*@)*)?")
+USER = re.compile(r"(?i)(?<!\baz)(?<!\babfs)(?<!\babfss)://(?:[^/@\s]+@)+")
+SECRET_VALUES = re.compile(
+    r"(?i)((?:AccountKey|SharedAccessSignature)=)[^;\s]+"
+    r"|((?:X-(?:Amz|Goog)-[A-Z-]{1,64}|AWSAccessKeyId|Signature|[?&](?:sig|token|access_token))=)[^&\s]+"
+)
 PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}
 ANONYMOUS: dict[str, dict[str, Any]] = {"gcsfs": {"token": "anon"}, "adlfs": {"anon": True}}
 ERRORS = {  # what these packages raise beside OSError
@@ -76,9 +84,10 @@ def join(uri: str, *names: str) -> str:
 
 
 def redact(text: str) -> str:
-    """`text` without credentials inside URLs (`scheme://user:secret@host`, signed query strings)."""
-    text = re.sub(r"(\w+://)(?:[^/@:\s]+:[^@\s]*|[^/@\s]+)@", r"\1***@", text)
-    return re.sub(r"(?i)((?:X-(?:Amz|Goog)-[A-Z-]+|AWSAccessKeyId|Signature|[?&]sig)=)[^&\s]+", r"\1***", text)
+    """`text` without credentials inside URLs (`scheme://user:secret@host`, signed query strings) and inside connection
+    strings of Azure. `container@account` of an Azure URL is none. Takes time linear in the text."""
+    text = USER_AND_PASSWORD.sub(lambda url: "://***@" if url[1] else url[0], text)
+    return SECRET_VALUES.sub(r"\1\2***", USER.sub("://***@", text))
 
 
 @functools.lru_cache(maxsize=16)
@@ -122,6 +131,15 @@ def _errors_of(package: str) -> tuple[type[Exception], ...]:
         with contextlib.suppress(ImportError):  # then nothing can raise it
             found.append(getattr(importlib.import_module(module), error))
     return tuple(found)
+
+
+@contextlib.contextmanager
+def failures_as(failure: type[Exception], uri: str, remedy: str) -> Iterator[None]:
+    """What the store of `uri` raises in the block, and nothing in it has dealt with, as another error with a remedy."""
+    try:
+        yield
+    except store_errors(uri) as error:
+        raise failure(f"{redact(uri)}: the store failed: {redact(str(error))}; {remedy}") from error
 
 
 def lacks_credentials(error: BaseException) -> bool:

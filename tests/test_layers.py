@@ -28,6 +28,19 @@ def imports(file: Path) -> Iterator[str]:
             yield (node.module or "").split(".")[0]
 
 
+def test_pillow_opens_only_formats_that_are_named() -> None:
+    """It finds the format by content, and starts programs for some."""
+    calls = [
+        line
+        for path in ("model", "workers", "pipeline")
+        for file in (ROOT / path).rglob("*.py")
+        for line in file.read_text().splitlines()
+        if "Image.open(" in line and "photo.jpg" not in line
+    ]
+    assert len(calls) == 2
+    assert all("formats=" in line for line in calls)
+
+
 @pytest.mark.parametrize("package", ["model", "workers", "pipeline"])
 def test_a_layer_imports_only_what_lies_below(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))

@@ -26,6 +26,7 @@ from workers.embeddings import embed_crops, to_images
 from workers.images import LoadedImage, table_of_images
 from workers.kmeans import assign, embedding_rows
 from workers.louvain import NOISE, SegmentFinder
+from workers.masks import open_png
 from workers.phases import Phases
 from workers.records import READABLE, SEMANTICS_SCHEMA, Status
 
@@ -214,7 +215,7 @@ def encode_segments(segments_hw: np.ndarray) -> bytes:
 
 def decode_segments(data: bytes) -> np.ndarray:
     """Bytes of `encode_segments` -> (h, w) int32 with -1 for noise. OSError when they are no picture."""
-    with Image.open(io.BytesIO(data)) as image:
+    with open_png(data) as image:
         noise = np.iinfo(np.uint8).max if image.mode == "L" else np.iinfo(np.uint16).max
         stored = np.asarray(image).astype(np.int32)
     return np.where(stored == noise, NOISE, stored).astype(np.int32)

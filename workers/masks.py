@@ -87,9 +87,14 @@ def encode_panoptic_png(ids_hw: ArrayLike) -> bytes:
     return stream.getvalue()
 
 
+def open_png(data: bytes) -> Image.Image:
+    """A PNG, by its content too: of other formats Pillow would start programs. OSError when it is none."""
+    return Image.open(io.BytesIO(data), formats=("PNG",))
+
+
 def decode_panoptic_png(data: bytes) -> NDArray[np.int32]:
     """Bytes of an RGB PNG -> (h, w) int32 ids. ValueError when the picture is not RGB, OSError when it is none."""
-    with Image.open(io.BytesIO(data)) as image:
+    with open_png(data) as image:
         if image.mode != "RGB":
             raise ValueError(f"a panoptic PNG is RGB, this one is {image.mode}")
         rgb = np.asarray(image).astype(np.int32)

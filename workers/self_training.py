@@ -7,7 +7,6 @@ and swaps height and width; here duplicates are suppressed by masks, and areas a
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -15,10 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 from pycocotools import mask as coco
 
-from workers.masks import BoolArray, Box, decode_rle, encode_panoptic_png, encode_rle, mask_box
+from workers.masks import BoolArray, Box, decode_rle, encode_panoptic_png, encode_rle, mask_box, open_png
 from workers.merge import VOID_LABEL, merge_panoptic
 from workers.predict import PREDICTIONS_SCHEMA, encode_class_map
 from workers.records import READABLE, Status
@@ -277,7 +275,7 @@ def _decode_all(rles: Sequence[str], height: int, width: int) -> BoolArray:
 
 
 def _decode_map(png: bytes, height: int, width: int) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(png)) as image:
+    with open_png(png) as image:
         classes = np.asarray(image, np.uint8)
     if classes.shape != (height, width):
         raise ValueError(f"its class map is {classes.shape}, its prediction {(height, width)} (height, width)")

@@ -32,7 +32,7 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.coco.json_lists import JsonLists, json_lists
-from pipeline.coco.names import image_stem
+from pipeline.coco.names import image_stem, require_inside
 from pipeline.coco.parts import LABEL_COLUMNS, Inputs, common_categories, find_parts, image_of_row, read_part_columns
 from pipeline.coco.reader import VOID_ID, Categories, PanopticImage, check_size
 from pipeline.errors import ConfigError
@@ -184,7 +184,7 @@ class _Writer:
                 self.exported.unreadable += 1
 
     def _claim(self, image_id: str, where: str) -> None:
-        stem = image_stem(image_id)
+        stem = image_stem(require_inside(image_id, where))
         if (other := self._stems.setdefault(stem, image_id)) != image_id:
             raise ConfigError(f"{where}: the maps of {other!r} and {image_id!r} would both be {stem}.png; rename one")
 

@@ -37,6 +37,13 @@ class ImageNames:
         return found[0] if found else None
 
 
+def require_inside(name: str, where: str) -> str:
+    """`name`, of a file below a folder. ConfigError when it leads out of it; `where` says what names it."""
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ConfigError(f"{where}: the file name {name!r} leads out of its folder; rename the file, there too")
+    return name
+
+
 def image_stem(name: str) -> str:
     """The path of an image without its ending."""
     return posixpath.splitext(name)[0]

@@ -21,6 +21,7 @@ from PIL import Image
 
 from model.instance_metrics import Instance
 from pipeline import storage
+from pipeline.coco.names import require_inside
 from pipeline.errors import ConfigError
 from workers.decode import BAD_DATA
 from workers.masks import decode_panoptic_png
@@ -130,12 +131,14 @@ class CocoPanoptic:
     def _name(self, annotation: Mapping[str, Any]) -> str:
         try:
             image_id, name, _ = annotation["image_id"], annotation["file_name"], annotation["segments_info"]
-            return str(self._images[image_id]["file_name"] if self._images else name)
+            listed = str(self._images[image_id]["file_name"] if self._images else name)
         except KeyError as error:
             raise ConfigError(
                 f"{self.shown}: the annotation of the image {annotation.get('image_id')!r} lacks {error}, or `images` "
                 "does not list it; COCO panoptic needs image_id, file_name and segments_info"
             ) from error
+        require_inside(str(name), self.shown)
+        return require_inside(listed, self.shown)
 
 
 class CocoInstances:

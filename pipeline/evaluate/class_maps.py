@@ -5,7 +5,6 @@ Memory is that of the encoded maps of one part and one decoded map, whatever the
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.shards import read_columns
-from workers.masks import decode_panoptic_png
+from workers.masks import decode_panoptic_png, open_png
 
 if TYPE_CHECKING:
     from pipeline.report.run import Run
@@ -80,7 +78,7 @@ def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def _decode_map(data: bytes) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(data)) as image:
+    with open_png(data) as image:
         return np.asarray(image, np.uint8)
 
 

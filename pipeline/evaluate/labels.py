@@ -8,7 +8,6 @@ also how COCO-Stuff's 182 fine labels become 27.
 
 from __future__ import annotations
 
-import io
 import json
 import posixpath
 from collections import defaultdict
@@ -23,6 +22,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.errors import ConfigError
 from workers.decode import BAD_DATA
+from workers.masks import open_png
 
 IGNORED = -1  # class of a pixel that is not scored
 _UNKNOWN = -2
@@ -199,7 +199,7 @@ def decode_label(data: bytes) -> NDArray[np.uint8]:
     ValueError when the picture is no PNG, has colours instead of ids, or a value above 255.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        with open_png(data) as image:
             mode, values = image.mode, np.asarray(image)
     except (*BAD_DATA, Image.DecompressionBombError) as error:
         raise ValueError(f"is not a readable PNG ({error})") from error

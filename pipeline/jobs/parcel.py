@@ -20,8 +20,9 @@ PACKAGES = ("model", "workers", "pipeline")
 PLAIN = (*PACKAGES, "configs", "pyproject.toml", "constraints.txt")  # what goes along without git
 MAX_BYTES = 50 * 2**20  # unpacked; Ray itself refuses packages of 512 MiB
 SECRET_NAMES = (
-    ".env",
+    "*.env",
     ".env.*",
+    ".envrc",
     "*.pem",
     "*.key",
     "*.p12",
@@ -34,14 +35,27 @@ SECRET_NAMES = (
     "id_ed25519*",
     "credentials",
     "credentials.*",
-    "*credentials*.json",
-    "auth_token",
+    "*.tfvars",
     ".netrc",
+    ".npmrc",
+    ".pypirc",
     ".pgpass",
     ".boto",
     ".s3cfg",
 )
-SECRET_FOLDERS = frozenset({".git", ".venv", "__pycache__", ".aws", ".ssh", ".gnupg", ".kube"})
+SECRET_WORDS = (  # in names of anything but Python code
+    "*credential*",
+    "*secret*",
+    "*service[-_]account*",
+    "*accesskey*",
+    "rootkey*",
+    "token",
+    "token.*",  # and no `token*`, which is `tokenizer.json` too
+    "tokens.*",
+    "*[-_]token",
+    "*[-_]token.*",
+)
+SECRET_FOLDERS = frozenset({".git", ".venv", "__pycache__", ".aws", ".azure", ".docker", ".gnupg", ".kube", ".ssh"})
 DATA_FOLDERS = frozenset({"runs", "data", "datasets", "weights"})  # at the top of the checkout
 
 
@@ -69,7 +83,7 @@ def find_files(root: Path, *, max_bytes: int = MAX_BYTES) -> Parcel:
     """The files of `root` that may go to a cluster. ConfigError when they are too large, with the largest of them."""
     listed = _git(root, "ls-files", "-z")
     found = sorted(_plain_files(root) if listed is None else listed)
-    files = [name for name in found if not _refused(name) and _lies_within(root, name)]
+    files = [name for name in found if not _refused(name) and _may_be_read(root, name)]
     left_out = sorted(set(found).difference(files))
     code = _untracked_code(root) if listed is not None else ()
     parcel = Parcel(root, tuple(files), tuple(left_out), listed is not None, code)
@@ -119,13 +133,18 @@ def _refused(name: str) -> bool:
     *folders, file = PurePosixPath(name).parts
     if SECRET_FOLDERS.intersection(folders) or DATA_FOLDERS.intersection(folders[:1]):
         return True
-    return any(fnmatch.fnmatchcase(file.lower(), pattern) for pattern in SECRET_NAMES)
+    file = file.lower()
+    patterns = SECRET_NAMES if file.endswith(".py") else SECRET_NAMES + SECRET_WORDS
+    return any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns)
 
 
-def _lies_within(root: Path, name: str) -> bool:
-    """Whether a regular file is there; one that was deleted, or a link that leads out of the checkout, is not."""
-    path = root / name
-    return path.is_file() and path.resolve().is_relative_to(root.resolve())
+def _may_be_read(root: Path, name: str) -> bool:
+    """Whether a regular file is there; one that was deleted is not, nor a link that leads out of the checkout or to a
+    file that is refused."""
+    path, root = root / name, root.resolve()
+    if not path.is_file() or not path.resolve().is_relative_to(root):
+        return False
+    return not _refused(str(path.resolve().relative_to(root)))
 
 
 def _too_large(parcel: Parcel, max_bytes: int) -> str:

@@ -6,14 +6,12 @@ Memory is that of the PNGs of `READERS` parts and as many decoded maps, whatever
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pipeline import storage
 from pipeline.fetch import Fetcher
@@ -24,6 +22,7 @@ from pipeline.shards import ahead, read_columns
 from pipeline.sources import Index
 from pipeline.stages import Stage
 from workers.decode import decode_image
+from workers.masks import open_png
 from workers.records import ImageRecord
 
 SAMPLED_PARTS = 20  # class maps are large beside the other columns that a report reads
@@ -183,10 +182,10 @@ def _column(stage: Stage, shard: int, name: str, chosen: list[int]) -> list[byte
 
 def _histogram(png: bytes) -> np.ndarray:
     """(256,) pixels of each value, counted without a copy of the map."""
-    with Image.open(io.BytesIO(png)) as image:
+    with open_png(png) as image:
         return np.array(image.histogram(), np.int64)
 
 
 def _decode(png: bytes) -> overlay.Pixels:
-    with Image.open(io.BytesIO(png)) as image:
+    with open_png(png) as image:
         return np.asarray(image, np.uint8)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pipeline.shards import read_columns
 from pipeline.sources import Index
 from workers.decode import DecodeLimits, decode_image
+from workers.masks import open_png
 from workers.records import Status
 
 PARTS_HELD = 8  # class maps of parts that a process keeps
@@ -48,7 +47,7 @@ class PhotosOfParts:
         if self._reader is None:
             self._reader = _Reader(self._index)
         shard, row = (int(number) for number in self._places[index])
-        with Image.open(io.BytesIO(self._reader.maps(self._parts[shard])[row])) as labels:
+        with open_png(self._reader.maps(self._parts[shard])[row]) as labels:
             classes = np.asarray(labels)
         return decode_image(self._reader.fetcher.fetch(self._reader.records(shard)[row]), self._limits), classes
 

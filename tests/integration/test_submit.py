@@ -135,6 +135,9 @@ def test_bucket_submit_watch_kill_submit_again_and_read(
     ]
     assert float(line.rsplit(" ", 1)[1]) == status["panoptic"]["rows"]["ok"]
 
+    stale = json.loads(finish(u2label("clean", *config, "--set", "clusters.k=3", "--json"), 0)[0])["stale"]
+    assert {entry["path"].split("/")[0] for entry in stale} == {"clusters", "panoptic", "receipts"}
+    assert json.loads(finish(u2label("clean", *config, "--yes", "--json"), 0)[0])["stale"] == []
     finish(u2label("report", f"{s3_bucket}/run", "--output", str(config_file.with_name("report.html"))), 0)
     assert "scene-00000.jpg" in config_file.with_name("report.html").read_text()
     found = documented_query(f"{s3_bucket}/run")

@@ -55,8 +55,13 @@ def test_a_dead_process_of_this_machine_loses_it_at_once(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "content",
-    [b'{"id": "x", "host": "elsewhere", "pid": 1, "process_started": 0, "expires": 5}', b'{"id": "x", "ho'],
-    ids=["expired on another machine", "half written"],
+    [
+        b'{"id": "x", "host": "elsewhere", "pid": 1, "process_started": 0, "expires": 5}',
+        b'{"id": "x", "ho',
+        b"[1]",
+        b'{"id": 1}',
+    ],
+    ids=["expired on another machine", "half written", "no lease", "half a lease"],
 )
 def test_a_stale_lease_is_taken_over(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "lease.json").write_bytes(content)
@@ -87,6 +92,19 @@ def test_a_lost_lease_is_told_of_in_another_thread_when_the_block_ends(tmp_path:
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(LeaseHeld, match="another run took the folder"):
         pool.submit(hold).result()
+
+
+def test_a_holder_in_another_container_of_the_same_name_is_not_taken_for_dead(tmp_path: Path) -> None:
+    """Its process id means nothing here."""
+    with run_lease(str(tmp_path)):
+        held = json.loads((tmp_path / "lease.json").read_text())
+    held |= {"pid": 2**22 + 1, "expires": time.time() + 60}  # no process has that id
+    (tmp_path / "lease.json").write_text(json.dumps(held))
+    with run_lease(str(tmp_path)):
+        pass
+    (tmp_path / "lease.json").write_text(json.dumps(held | {"processes": "another"}))
+    with pytest.raises(LeaseHeld, match="in use by process 4194305"), run_lease(str(tmp_path)):
+        pass
 
 
 def test_a_living_lease_of_another_machine_is_respected(tmp_path: Path) -> None:

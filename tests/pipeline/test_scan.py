@@ -213,6 +213,21 @@ def test_a_tar_without_an_end_mark_is_whole(tmp_path: Path) -> None:
     assert contents(str(tmp_path)) == {"x.tar/a.jpg": b"a" * 600, "x.tar/b.jpg": b"b" * 600}
 
 
+@pytest.mark.parametrize("padding", [0, 3 << 20], ids=["two-tars", "far-behind"])
+def test_data_behind_the_end_of_a_tar_is_refused(source: str, padding: int) -> None:
+    first = SHARD + bytes(padding)
+    put(source, {"all.tar": first + tar([("c.jpg", b"c")], tarfile.USTAR_FORMAT)})
+    expected = rf"all\.tar is truncated or corrupt.* end marker, at byte {len(first)};.*`tar --concatenate`"
+    with pytest.raises(ValueError, match=rf"source\.uri: .*{expected} or give them one by one"):
+        list(scan(source))
+
+
+@pytest.mark.parametrize("padding", [1, 512, 3 << 20])
+def test_zeros_behind_the_end_of_a_tar_are_padding(tmp_path: Path, padding: int) -> None:
+    (tmp_path / "x.tar").write_bytes(SHARD + bytes(padding))
+    assert contents(str(tmp_path)) == {"x.tar/a.jpg": b"a" * 600, "x.tar/b.jpg": b"b" * 600}
+
+
 def test_the_image_column_is_checked(tmp_path: Path) -> None:
     put(str(tmp_path), {"x.parquet": parquet({"jpg": [b"x"], "label": [1], "meta": [{"path": "a"}]})})
     with pytest.raises(ValueError, match=r"source\.image_column: .*no column 'image', only jpg, label, meta"):
@@ -247,6 +262,7 @@ def test_a_remote_tar_is_indexed_from_its_headers(s3_bucket: str, monkeypatch: p
     monkeypatch.setattr(fs, "_call_s3", counted)
     assert len(list(scan(s3_bucket))) == members
     assert sum(read) <= (members + 2) * (HEADER_BLOCK + 2 * tarfile.BLOCKSIZE) < members * size / 10
+    assert len(read) == members + 1  # the end marker and the padding come in one
 
 
 # The reference data

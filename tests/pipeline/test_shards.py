@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import threading
 from pathlib import Path
 
@@ -126,6 +127,22 @@ def test_ahead_keeps_the_order_and_its_bound() -> None:
 def test_ahead_passes_an_error_on() -> None:
     with pytest.raises(ZeroDivisionError):
         list(ahead(lambda item: 1 // item, [1, 0, 2], depth=2))
+
+
+@pytest.mark.parametrize("left", [(), ("another.jpg",)], ids=["unmounted", "only these are gone"])
+def test_photos_of_a_source_that_is_away_are_a_failed_shard_and_not_rows(tmp_path: Path, left: tuple[str, ...]) -> None:
+    write_scenes(str(tmp_path), 3, seed=1, size=(96, 96))
+    actor = instance_shards(tmp_path / "images", tmp_path / "run")
+    shutil.rmtree(tmp_path / "images")
+    (tmp_path / "images").mkdir()  # what is left of a mount
+    for name in left:
+        (tmp_path / "images" / name).write_bytes(b"photo")
+    receipt = actor.run(0)
+    if left:
+        assert receipt.rows == {Status.MISSING: 3}
+    else:
+        assert receipt.error is not None and f"nothing is at {tmp_path / 'images'}, as seen from" in receipt.error
+        assert not Path(actor.job.stage.part(0)).exists()
 
 
 def test_a_source_that_refuses_every_photo_is_a_failed_shard_and_not_rows(

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from model.names import OFFICIAL_URLS
+from pipeline import runner
+from pipeline import status as status_module
 from pipeline.config import Config
+from pipeline.errors import ConfigError, StageFailed
 from pipeline.fit_progress import write_progress
 from pipeline.receipts import Receipt, ReceiptLog
-from pipeline.runner import _log_fit
+from pipeline.runner import _log_fit, _write_latest
 from pipeline.sources import build_index, open_index
 from pipeline.stages import index_folder, resolve_stages
 from pipeline.status import StageStatus, _step, print_plan, print_status, run_status
+
+ANOTHER = "0123456789ab"  # fingerprint
 
 
 @pytest.fixture
@@ -39,6 +46,55 @@ def add_receipts(config: Config, fingerprint: str, done: int) -> None:
         log.append(Receipt("instances", fingerprint, shard, True, 4.0, {"ok": 2}, {"crf": 1.0}, 3, 1000))
     log.append(Receipt("instances", fingerprint, done, False, 1.0, error="Traceback\nValueError: planted"))
     log.flush()
+
+
+def test_what_others_leave_among_the_receipts_is_said_and_left_out(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = resolve_stages(config, open_index(index_folder(config)))["instances"]
+    add_receipts(config, stage.fingerprint, 1)
+    receipts = Path(config.run.uri) / "receipts"
+    (receipts / "instances-notes.jsonl").write_text("mine")
+    later = json.loads(Receipt("instances", stage.fingerprint, 4, False, 1.0).to_json()) | {"of_a_later_version": 1}
+    lines = [json.dumps(later), '{"bad": 1}', "[]", "half a li"]
+    (receipts / f"instances-{stage.fingerprint}-{10**19}.jsonl").write_text("\n".join(lines))
+    assert run_status(config).stages[0].failed == [1, 4]
+    said = [line.rsplit("no receipt: ")[-1] for line in capsys.readouterr().err.splitlines()]
+    assert said == [f"{line!r}; left out" for line in lines[1:]] * 2  # for what is done, and for the rates
+
+
+def test_weights_that_are_only_on_the_cluster_are_those_of_the_last_run(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    official = config.model_copy(
+        update={"backbone": config.backbone.model_copy(update={"name": "dino_vits8", "weights": "official"})}
+    )
+    with pytest.raises(ConfigError, match=r"backbone\.weights: 'official' is not on this machine, and no run with it"):
+        run_status(official)
+    checkpoint = tmp_path / "empty/hub/checkpoints" / OFFICIAL_URLS["dino_vits8"].rsplit("/", 1)[1]
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"weights")
+    table = resolve_stages(official, open_index(index_folder(official)))
+    _write_latest(official, table)
+    checkpoint.unlink()
+    assert [stage.fingerprint for stage in run_status(official).stages] == [s.fingerprint for s in table.values()]
+    another = official.model_copy(update={"backbone": official.backbone.model_copy(update={"name": "dino_vitb8"})})
+    with pytest.raises(ConfigError, match="no run with it"):
+        run_status(another)
+
+
+def test_a_store_that_fails_under_way_is_named(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object, **__: object) -> set[int]:
+        raise ConnectionResetError("the line is cut")
+
+    monkeypatch.setattr(status_module, "done_shards", away)
+    with pytest.raises(ConfigError, match="run: the store failed: the line is cut; give access"):
+        run_status(config)
+    monkeypatch.setattr(runner, "done_shards", away)
+    monkeypatch.setattr(runner, "check_all", lambda config: None)
+    with pytest.raises(StageFailed, match="run: the store failed: the line is cut; when it answers, run the same"):
+        runner.run(config)
 
 
 def test_counts_rates_and_failures(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,9 +127,9 @@ def test_features_are_planned_for_the_sample_alone(config: Config) -> None:
     status = run_status(stego(config, 4))
     features = next(stage for stage in status.stages if stage.stage == "features")
     assert (features.images, features.shards) == (5, 5)
-    log = ReceiptLog(config.run.uri, "features", "another")
+    log = ReceiptLog(config.run.uri, "features", ANOTHER)
     for shard in range(5):
-        log.append(Receipt("features", "another", shard, True, 2.0, {"ok": 1, "not_sampled": 1}, bytes=1000))
+        log.append(Receipt("features", ANOTHER, shard, True, 2.0, {"ok": 1, "not_sampled": 1}, bytes=1000))
     log.flush()
     status = run_status(stego(config, 4))
     features = next(stage for stage in status.stages if stage.stage == "features")
@@ -114,7 +170,7 @@ def test_a_fit_is_told_by_its_step_then_by_its_time(
 
 
 def test_a_plan_for_other_settings_uses_the_rates_of_the_last_run(config: Config) -> None:
-    add_receipts(config, "another", 5)
+    add_receipts(config, ANOTHER, 5)
     instances = run_status(config).stages[0]
     assert (instances.done, instances.rows) == (0, {})
     assert instances.images_per_worker_second == pytest.approx(0.5)

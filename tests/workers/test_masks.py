@@ -17,6 +17,7 @@ from workers.masks import (
     encode_panoptic_png,
     encode_rle,
     mask_box,
+    open_png,
     resize_mask,
 )
 
@@ -69,6 +70,17 @@ def test_box_ends_after_the_last_pixel() -> None:
     assert mask_box(block(5, 7, slice(1, 3), slice(2, 6))) == (2.0, 1.0, 6.0, 3.0)
     assert mask_box(np.ones((5, 7), dtype=bool)) == (0.0, 0.0, 7.0, 5.0)
     assert mask_box(np.zeros((5, 7), dtype=bool)) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_what_is_no_png_is_not_opened_whatever_pillow_would_do_with_it() -> None:
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n%%EndComments\n%%EOF\n"
+    assert Image.open(io.BytesIO(eps)).format == "EPS"
+    with pytest.raises(OSError, match="cannot identify"):
+        decode_panoptic_png(eps)
+    jpeg = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(jpeg, format="JPEG")
+    with pytest.raises(OSError, match="cannot identify"):
+        open_png(jpeg.getvalue())
 
 
 def test_panoptic_png_stores_the_low_byte_in_red() -> None:

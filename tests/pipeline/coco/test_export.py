@@ -210,6 +210,13 @@ def test_what_detectron2_will_not_find_is_counted(tmp_path: Path, capsys: pytest
     assert "1 images lie in subfolders" in said
 
 
+@pytest.mark.parametrize("name", ["x.tar/../../../esc/a.jpg", "/esc/a.jpg"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"the file name '{name}' leads out of its folder"):
+        export_coco([one_image(tmp_path, name)], output=str(tmp_path / "deep" / "out"))
+    assert not list(tmp_path.rglob("a.png"))
+
+
 def test_two_images_of_one_png_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'a.jpg' and 'a.png' would both be a.png"):
         export_coco([one_image(tmp_path, "a.jpg", "a.png")], output=str(tmp_path / "out"))

@@ -88,6 +88,11 @@ def break_ids(number: int) -> Break:
         (lambda d, f: d["images"].clear() or d["images"].append({"id": 9, "file_name": "z"}), r"does not list it"),
         (lambda d, f: d["categories"][0].pop("isthing"), r"needs an integer id and isthing"),
         (lambda d, f: d["categories"].append({"id": 1, "isthing": 0}), r"category 1 is listed both"),
+        (
+            lambda d, f: d["annotations"][0].update(file_name="../a.png"),
+            r"truth.json: .*'../a.png' leads out of its folder",
+        ),
+        (lambda d, f: d["images"][0].update(file_name="/etc/a.jpg"), r"'/etc/a.jpg' leads out of its folder"),
         (lambda d, f: (f / "truth" / "a.png").unlink(), r"cannot read '.*truth/a.png', which .*truth.json names"),
         (lambda d, f: (f / "truth" / "a.png").write_bytes(b"no picture"), r"a.png: not a panoptic PNG"),
     ],

@@ -13,7 +13,18 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.jobs.parcel import checkout, find_files, listing, pack
 
-CODE = ("pipeline/__init__.py", "workers/a.py", "model/b.py", "configs/c.yaml", "pyproject.toml", "constraints.txt")
+CODE = (
+    "pipeline/__init__.py",
+    "pipeline/secrets.py",
+    "pipeline/service_account.py",
+    "workers/a.py",
+    "workers/token.py",
+    "model/b.py",
+    "configs/c.yaml",
+    "configs/tokenizer.json",
+    "pyproject.toml",
+    "constraints.txt",
+)
 REFUSED = (
     ".env",
     ".env.prod",
@@ -23,6 +34,23 @@ REFUSED = (
     "data/photo.jpg",
     "runs/x/part.parquet",
     "pipeline/id_rsa",
+    ".docker/config.json",
+    ".envrc",
+    ".git-credentials",
+    ".aws-credentials",
+    ".npmrc",
+    ".pypirc",
+    "configs/accessKeys.csv",
+    "configs/aws_credentials.csv",
+    "configs/gcp-service-account.json",
+    "configs/gcp_service_account.json",
+    "configs/hf_token",
+    "configs/prod.env",
+    "configs/rootkey.csv",
+    "configs/secret.yaml",
+    "configs/secrets.yaml",
+    "configs/terraform.tfvars",
+    "configs/token.txt",
 )
 
 
@@ -59,10 +87,31 @@ def test_of_a_checkout_the_tracked_files_but_no_secrets_and_no_data(folder: Path
     assert parcel.untracked_code == ("pipeline/new.py",)
 
 
+def test_a_link_to_what_is_refused_does_not_go(folder: Path) -> None:
+    links = {"configs/x.txt": "../.env", "configs/y.jpg": "../data/photo.jpg", "configs/z.yaml": "c.yaml"}
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    (folder / "configs/loop").symlink_to("loop")
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all", "--force")
+    parcel = find_files(folder)
+    assert parcel.files == tuple(sorted([*CODE, "configs/z.yaml", "notes.txt"]))
+    assert parcel.left_out == tuple(sorted([*REFUSED, "configs/loop", "configs/x.txt", "configs/y.jpg"]))
+
+
+def test_of_this_checkout_every_tracked_file_goes() -> None:
+    parcel = find_files(checkout())
+    if not parcel.tracked:
+        pytest.skip("no git checkout")
+    assert [name for name in parcel.left_out if (parcel.root / name).exists()] == []
+    assert "tests/pipeline/test_secrets.py" in parcel.files
+
+
 def test_without_git_the_packages_the_configs_and_the_pins(folder: Path) -> None:
     write(folder, "pipeline/__pycache__/x.pyc")
     parcel = find_files(folder)
     assert not parcel.tracked
+    assert "configs/secret.yaml" in parcel.left_out
     assert parcel.files == tuple(sorted(CODE))
 
 
