@@ -5,6 +5,7 @@ Apart from the backbones, so that a look at a run need not load torch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from dataclasses import dataclass
@@ -74,6 +75,13 @@ def hub_folder() -> Path:
 
 
 def file_sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal; read once while the file stays as it is."""
+    now = path.stat()
+    return _sha256(path, now.st_mtime_ns, now.st_size, now.st_ino)
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256(path: Path, *version: int) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -114,7 +114,7 @@ def _last_run(run: str) -> set[str]:
     except (FileNotFoundError, ValueError):  # none, or none of ours: a mark of the last run is all that is lost
         return set()
     found = latest.get("fingerprints") if isinstance(latest, dict) else None
-    return {f"{stage}/{fingerprint}" for stage, fingerprint in (found or {}).items()}
+    return {f"{stage}/{fingerprint}" for stage, fingerprint in found.items()} if isinstance(found, dict) else set()
 
 
 def _remove(run: str, entry: Stale) -> None:

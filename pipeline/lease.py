@@ -27,7 +27,7 @@ from pipeline.interrupts import interrupted_by
 from pipeline.retries import BRIEF, ONCE, PATIENT, Retry
 
 LIFETIME_S = 120.0
-KEYS = frozenset({"id", "host", "pid", "process_started", "expires"})
+KEYS = {"id": str, "host": str, "pid": int, "process_started": int | float, "expires": int | float}
 LOST = signal.SIGUSR1  # not SIGINT, which a shell lets its background jobs ignore
 
 
@@ -39,7 +39,10 @@ def run_lease(run_uri: str, *, lifetime_s: float = LIFETIME_S) -> Iterator[None]
     owner = _owner()
     _acquire(uri, owner, lifetime_s)
     stop, lost = threading.Event(), threading.Event()
-    renewal = threading.Thread(target=_renew, args=(uri, owner, lifetime_s, stop, lost), daemon=True, name="lease")
+    wakes = threading.current_thread() is threading.main_thread()
+    renewal = threading.Thread(
+        target=_renew, args=(uri, owner, lifetime_s, stop, lost, wakes), daemon=True, name="lease"
+    )
     try:
         with interrupted_by(LOST):
             renewal.start()
@@ -125,7 +128,8 @@ def _parse(data: bytes) -> dict[str, Any]:
         found = json.loads(data)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) and found.keys() >= KEYS else {}
+    is_lease = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in KEYS.items())
+    return found if is_lease else {}
 
 
 def _stale(held: dict[str, Any]) -> bool:
@@ -147,11 +151,13 @@ def _lives(held: dict[str, Any]) -> bool:
     """Whether the holder's process still runs here; a reused process id has another start time."""
     try:
         return abs(psutil.Process(held["pid"]).create_time() - held["process_started"]) < 1
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError, OverflowError):  # the latter of what is no process id
         return False
 
 
-def _renew(uri: str, owner: dict[str, Any], lifetime_s: float, stop: threading.Event, lost: threading.Event) -> None:
+def _renew(
+    uri: str, owner: dict[str, Any], lifetime_s: float, stop: threading.Event, lost: threading.Event, wakes: bool
+) -> None:
     """Renew four times in a lifetime, and after a failure soon again. Each turn asks once: a request that were repeated
     for minutes could overwrite the lease of a run that took the folder in between."""
     wait = lifetime_s / 4
@@ -159,7 +165,7 @@ def _renew(uri: str, owner: dict[str, Any], lifetime_s: float, stop: threading.E
         try:
             if not _is_ours(uri, owner, ONCE):
                 lost.set()
-                if callable(signal.getsignal(LOST)):
+                if wakes:
                     signal.pthread_kill(threading.main_thread().ident or 0, LOST)  # wakes it where it waits
                 return
             storage.write_bytes(uri, _dump(owner, lifetime_s), retry=ONCE)

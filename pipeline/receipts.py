@@ -4,6 +4,7 @@ whether a shard is done is told by its part alone."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import re
@@ -12,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline import storage
 from pipeline.log import say
@@ -51,9 +54,8 @@ class Receipt:
     def from_json(line: str) -> Receipt:
         """ValueError when the line is no receipt. Fields of a later version are left out."""
         try:
-            found = json.loads(line)
-            return Receipt(**{name: value for name, value in found.items() if name in Receipt.__slots__})
-        except (AttributeError, TypeError, ValueError) as error:
+            return _reader().validate_json(line)
+        except ValidationError as error:
             raise ValueError(f"no receipt: {line[:80]!r}") from error
 
     @property
@@ -65,6 +67,11 @@ class Receipt:
     def last_line(self) -> str:
         """Of the error: the exception itself, without its traceback."""
         return (self.error or "").strip().rsplit("\n", 1)[-1]
+
+
+@functools.cache
+def _reader() -> TypeAdapter[Receipt]:
+    return TypeAdapter(Receipt)
 
 
 class ReceiptLog:
@@ -120,7 +127,8 @@ def read_receipts(
                 try:
                     receipt = Receipt.from_json(line)
                 except ValueError as error:  # somebody else wrote there; parts alone say what is done
-                    say(f"{storage.redact(uri)}: {error}; left out", level=logging.WARNING)
+                    if fingerprint:
+                        say(f"{storage.redact(uri)}: {error}; left out", level=logging.WARNING)
                     continue
                 newest[receipt.shard] = receipt
     return [newest[shard] for shard in sorted(newest)]

@@ -201,14 +201,15 @@ class PhotoShards(ShardActor):
 
 
 def _unless_source_is_away(table: pa.Table, index: Index) -> pa.Table:
-    """The table, unless all its photos are missing for a reason that is not theirs: rows would say so for good.
+    """The table, unless photos are missing for a reason that is not theirs: rows would say so for good.
 
     PermissionError: each of several photos was refused. FileNotFoundError: there is nothing at all at the source.
     """
-    errors = [error or "" for error in table["error"].to_pylist()]
-    if not errors or set(table["status"].to_pylist()) != {Status.MISSING.value}:
+    rows = zip(table["status"].to_pylist(), table["error"].to_pylist(), strict=True)
+    errors = [error for status, error in rows if status == Status.MISSING.value]
+    if not errors:
         return table
-    if len(errors) > 1 and all("PermissionError" in error for error in errors):
+    if 1 < len(errors) == len(table) and all("PermissionError" in error for error in errors):
         raise PermissionError(
             f"all {len(errors)} photos were refused, the first by {errors[0]}; give the workers access to the source "
             "and run again"

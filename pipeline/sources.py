@@ -86,10 +86,13 @@ class Index:
         return Fetcher(self.image_column, anonymous=self.anonymous)
 
     def source_answers(self) -> bool:
-        """Whether there is anything at the source, whatever has become of single images."""
+        """Whether there is anything at the source, whatever has become of single images. One that may be read and not
+        be listed is taken to be there."""
         try:
             if next(storage.walk(self.source, anonymous=self.anonymous), None) is not None:
                 return True
+        except PermissionError:
+            return True
         except FileNotFoundError:
             pass
         return storage.file_size(self.source, anonymous=self.anonymous) is not None  # one tar or Parquet file

@@ -135,11 +135,12 @@ def _errors_of(package: str) -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def failures_as(failure: type[Exception], uri: str, remedy: str) -> Iterator[None]:
-    """What the store of `uri` raises in the block, and nothing in it has dealt with, as another error with a remedy."""
+    """What the store of `uri` raises in the block, and nothing in it has dealt with, as another error with a remedy.
+    A system's error of another kind looks the same, so that the message says what was raised."""
     try:
         yield
     except store_errors(uri) as error:
-        raise failure(f"{redact(uri)}: the store failed: {redact(str(error))}; {remedy}") from error
+        raise failure(f"{redact(uri)}: {type(error).__name__}: {redact(str(error))}; {remedy}") from error
 
 
 def lacks_credentials(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 
@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.fetch import Fetcher
 from pipeline.predict.output import OVERLAYS, Labelled, Output, OutputNames
 from pipeline.predict.photos import find_photos, read_photo
-from pipeline.predict.weights import check_device, load_weights, make_worker, short_side
+from pipeline.predict.weights import Weights, check_device, load_weights, make_worker, short_side
 from pipeline.shards import ahead
 from workers.decode import DecodeLimits
 from workers.images import LoadedImage
@@ -98,20 +98,8 @@ def predict_photos(
     worker = make_worker(loaded, device, batch_size=batch_size, short=short, max_side=max_side, amp=amp)
     drawn = loaded.names if names is None else names
     target = Output(output, loaded.model.num_things, loaded.model.num_stuff, drawn)
-    about = {
-        "weights": {"uri": storage.redact(weights), "sha256": loaded.digest},
-        "inputs": [storage.redact(one) for one in inputs],
-        "settings": {
-            "short": short_side(loaded, short),
-            "max_side": max_side,
-            "score": loaded.model.combine.confidence,
-            "amp": amp,
-            "max_pixels": max_pixels,
-        },
-        "names": {str(category): name for category, name in sorted(drawn.items())},
-        "software": f"u2label {__version__}",
-    }
-    target.begin(about)
+    settings = {"short": short_side(loaded, short), "max_side": max_side, "amp": amp, "max_pixels": max_pixels}
+    target.begin(_about(loaded, weights, inputs, settings, drawn))
     fetcher = Fetcher(image_column, anonymous=anonymous)
     load = functools.partial(read_photo, fetcher, limits=DecodeLimits(max_pixels, min_side=1))
     images = ahead(load, photos, depth=max(4, 2 * batch_size))
@@ -119,6 +107,19 @@ def predict_photos(
         summary = _predict_all(worker, images, target, lists, on_photo)
         target.finish(lists)
     return summary
+
+
+def _about(
+    loaded: Weights, weights: str, inputs: Sequence[str], settings: Mapping[str, Any], names: Mapping[int, str]
+) -> dict[str, Any]:
+    """What decides the prediction, without credentials: it is written beside it."""
+    return {
+        "weights": {"uri": storage.redact(weights), "sha256": loaded.digest},
+        "inputs": [storage.redact(one) for one in inputs],
+        "settings": {**settings, "score": loaded.model.combine.confidence},
+        "names": {str(category): name for category, name in sorted(names.items())},
+        "software": f"u2label {__version__}",
+    }
 
 
 def _predict_all(

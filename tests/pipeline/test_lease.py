@@ -60,8 +60,9 @@ def test_a_dead_process_of_this_machine_loses_it_at_once(tmp_path: Path) -> None
         b'{"id": "x", "ho',
         b"[1]",
         b'{"id": 1}',
+        b'{"id": "x", "host": "here", "pid": "one", "process_started": 0, "expires": "never"}',
     ],
-    ids=["expired on another machine", "half written", "no lease", "half a lease"],
+    ids=["expired on another machine", "half written", "no lease", "half a lease", "of other types"],
 )
 def test_a_stale_lease_is_taken_over(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "lease.json").write_bytes(content)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import storage
 from pipeline.actors import InstanceShards
 from pipeline.config import Config
 from pipeline.demo.scenes import write_scenes
@@ -127,6 +128,38 @@ def test_ahead_keeps_the_order_and_its_bound() -> None:
 def test_ahead_passes_an_error_on() -> None:
     with pytest.raises(ZeroDivisionError):
         list(ahead(lambda item: 1 // item, [1, 0, 2], depth=2))
+
+
+def test_a_source_that_goes_away_in_the_middle_of_a_shard_fails_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scenes(str(tmp_path), 3, seed=1, size=(96, 96))
+    actor = instance_shards(tmp_path / "images", tmp_path / "run", workers={"prefetch": 1})
+    fetch = Fetcher.fetch
+
+    def lose_after_the_first(self: Fetcher, record: ImageRecord) -> bytes:
+        if record.image_id == "scene-00000.jpg":
+            return fetch(self, record)
+        shutil.rmtree(tmp_path / "images", ignore_errors=True)
+        return fetch(self, record)
+
+    monkeypatch.setattr(Fetcher, "fetch", lose_after_the_first)
+    receipt = actor.run(0)
+    assert receipt.error is not None and f"nothing is at {tmp_path / 'images'}" in receipt.error
+
+
+def test_a_source_that_may_be_read_and_not_listed_has_missing_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scenes(str(tmp_path), 3, seed=1, size=(96, 96))
+    actor = instance_shards(tmp_path / "images", tmp_path / "run")
+    (tmp_path / "images/scene-00001.jpg").unlink()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(storage, "walk", refuse)
+    assert actor.run(0).rows[Status.MISSING] == 1
 
 
 @pytest.mark.parametrize("left", [(), ("another.jpg",)], ids=["unmounted", "only these are gone"])
