@@ -26,9 +26,9 @@ from PIL import Image
 
 from model.backbone import Backbone, load_backbone
 from pipeline.demo.scenes import make_scene
-from workers.datus import resize_bicubic, segment_crop
 from workers.embeddings import embed_crops, to_images
-from workers.louvain import SegmentFinder, affinity_graph, communities, connected_segments
+from workers.semantics.datus import resize_bicubic, segment_crop
+from workers.semantics.louvain import SegmentFinder, affinity_graph, communities, connected_segments
 
 SIDE = 224
 LOOPED = 4  # images that the slow loop runs on, at most

@@ -18,14 +18,15 @@ from pathlib import Path
 import torch
 from machine import describe_machine, publish
 
-from pipeline.actors import InstanceShards
-from pipeline.cluster import connect
 from pipeline.config import Config
 from pipeline.demo.scenes import write_scenes
-from pipeline.engine import run_shards
-from pipeline.shards import StageJob
-from pipeline.sources import build_index
-from pipeline.stages import index_folder, resolve_stages
+from pipeline.engine.cluster import connect
+from pipeline.engine.pool import run_shards
+from pipeline.engine.shards import StageJob
+from pipeline.engine.stage import index_folder
+from pipeline.sources.index import build_index
+from pipeline.stages.instances import InstanceShards
+from pipeline.stages.table import resolve_stages
 
 SHARD_SIZE = 10
 

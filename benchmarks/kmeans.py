@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 import ray
 from machine import describe_machine, publish
 
-from pipeline.clusters.kmeans import IterationReport, KMeansSettings, fit_kmeans
+from pipeline.clusters.artifact import KMeansSettings
+from pipeline.clusters.kmeans import IterationReport, fit_kmeans
 
 ROWS_A_PART = 8000
 

@@ -21,17 +21,18 @@ from machine import describe_machine, publish
 from PIL import Image
 from pycocotools import mask as codec
 
-from model.checkpoint import load_checkpoint, load_state
-from model.instance_metrics import InstanceAP, instance_of
-from model.metrics import PanopticQuality
-from model.panoptic import PanopticCascadeRCNN, test_size
+from model.checkpoint.detectron2 import load_state
+from model.checkpoint.files import load_checkpoint
+from model.metrics.instances import InstanceAP, instance_of
+from model.metrics.panoptic import PanopticQuality
+from model.panoptic.network import PanopticCascadeRCNN, test_size
 from pipeline.demo.scenes import write_scenes
 from pipeline.train.coco_photos import CocoPhotos
 from pipeline.train.fit import fit_panoptic
 from pipeline.train.job import TrainSettings
 from workers.decode import DecodeLimits
-from workers.training import Optimisation
-from workers.training_samples import Sample
+from workers.training.samples import Sample
+from workers.training.trainer import Optimisation
 
 
 def small_model(width: int) -> dict[str, Any]:

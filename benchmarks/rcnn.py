@@ -26,8 +26,8 @@ import torch
 from machine import describe_machine, publish
 from PIL import Image
 
-from model.panoptic import PanopticCascadeRCNN, Target
-from model.resize import test_size
+from model.panoptic.network import PanopticCascadeRCNN, Target
+from model.panoptic.resize import test_size
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 NUM_THINGS, NUM_STUFF, INSTANCES = 300, 27, 7

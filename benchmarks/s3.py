@@ -29,13 +29,14 @@ from machine import describe_machine, publish
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the proxy of the tests
 
-from pipeline import storage
-from pipeline.actors import InstanceShards
 from pipeline.config import Config
 from pipeline.demo.scenes import write_scenes
-from pipeline.shards import StageJob, ahead
-from pipeline.sources import build_index
-from pipeline.stages import index_folder, resolve_stages
+from pipeline.engine.shards import StageJob, ahead
+from pipeline.engine.stage import index_folder
+from pipeline.sources.index import build_index
+from pipeline.stages.instances import InstanceShards
+from pipeline.stages.table import resolve_stages
+from pipeline.store import places, storage
 from tests.fault_proxy import FaultProxy
 
 SHARD_SIZE = 10
@@ -95,10 +96,10 @@ def count_traffic(actor: InstanceShards, endpoint: str) -> dict[str, dict[str, f
     """Requests and bytes an image of the first shard, by method."""
     with FaultProxy(endpoint) as proxy:
         os.environ["AWS_ENDPOINT_URL"] = proxy.url
-        storage._filesystem.cache_clear()
+        places._filesystem.cache_clear()
         seconds_of_shard(InstanceShards(actor.job), 0)
         os.environ["AWS_ENDPOINT_URL"] = endpoint
-        storage._filesystem.cache_clear()
+        places._filesystem.cache_clear()
         images = len(actor.index.records(0))
         return {
             method: {

@@ -26,13 +26,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline import storage
 from pipeline.config import Config
-from pipeline.receipts import Receipt, ReceiptLog
-from pipeline.scan import Ignored
-from pipeline.sources import MANIFEST, open_index, write_index
-from pipeline.stages import index_folder, resolve_stages
-from pipeline.status import plan_of, run_status
+from pipeline.engine.receipts import Receipt, ReceiptLog
+from pipeline.engine.stage import index_folder
+from pipeline.operations.status import plan_of, run_status
+from pipeline.sources.index import MANIFEST, open_index, write_index
+from pipeline.sources.scan import Ignored
+from pipeline.stages.table import resolve_stages
+from pipeline.store import storage
 from workers.records import SCHEMA_VERSION, ImageRecord
 
 PART = b"PAR1....PAR1"

@@ -32,7 +32,7 @@ from workers.decode import resize_keep_aspect
 from workers.embeddings import to_images
 from workers.images import LoadedImage
 from workers.phases import Phases
-from workers.stego import ClassMapParams, StegoWorker
+from workers.semantics.stego import ClassMapParams, StegoWorker
 
 
 def seconds(call: Callable[[], object], device: str) -> float:

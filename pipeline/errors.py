@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from pipeline.receipts import Receipt
+
+class Failure(Protocol):
+    """A failed shard of a stage, as its receipt tells it."""
+
+    @property
+    def stage(self) -> str: ...
+
+    @property
+    def shard(self) -> int: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+    @property
+    def last_line(self) -> str: ...
 
 
 class ConfigError(ValueError):
@@ -18,8 +31,8 @@ class LeaseHeld(RuntimeError):
 
 
 class StageFailed(RuntimeError):
-    """A stage could not be completed; `failures` are the receipts of its failed shards."""
+    """A stage could not be completed; `failures` are its failed shards."""
 
-    def __init__(self, message: str, failures: Collection[Receipt] = ()) -> None:
+    def __init__(self, message: str, failures: Collection[Failure] = ()) -> None:
         super().__init__(message)
         self.failures = list(failures)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import storage
+from pipeline.store import places
 from tests.fault_proxy import FaultProxy
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -87,4 +87,4 @@ def proxy(s3_endpoint: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def forget_filesystems() -> None:
     """The next filesystem reads the AWS variables afresh."""
-    storage._filesystem.cache_clear()
+    places._filesystem.cache_clear()

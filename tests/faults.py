@@ -25,9 +25,9 @@ from typing import Any, Self
 import psutil
 from ray.cluster_utils import Cluster
 
-from pipeline import storage
 from pipeline.config import load_config
-from pipeline.shards import read_columns
+from pipeline.engine.shards import read_columns
+from pipeline.store import storage
 from tests.conftest import RAY_ENVIRONMENT
 
 NODE_CPUS = 2

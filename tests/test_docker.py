@@ -12,9 +12,9 @@ import typer
 import yaml
 from ray.scripts.scripts import start as ray_start
 
-from pipeline.cli import app
+from pipeline.command.cli import app
 from pipeline.config import load_config
-from pipeline.jobs.pins import pins
+from pipeline.operations.pins import pins
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text().replace("\\\n", " ")

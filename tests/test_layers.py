@@ -1,4 +1,5 @@
-"""The layers: model <- workers <- pipeline, ray in `pipeline` alone, and cheap imports."""
+"""The layers: model <- workers <- pipeline, ray in `pipeline` alone, the rooms of `pipeline` in their order, no circle
+of modules anywhere, and cheap imports."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,16 +19,53 @@ THIRD_PARTY = {
     "workers": {"torch", "numpy", "scipy", "pyarrow", "PIL", "faiss", "pycocotools", "sknetwork"},
 }
 OWN = {"model": {"model"}, "workers": {"model", "workers"}, "pipeline": {"model", "workers", "pipeline"}}
+ROOMS = (  # of `pipeline`, from the top: each imports only what stands behind it
+    "command",
+    "demo",
+    "operations",
+    "report",
+    "evaluate",
+    "export",
+    "stages",
+    "train",
+    "predict",
+    "semantics",
+    "clusters",
+    "engine",
+    "sources",
+    "config",
+    "store",
+    "errors",
+)
 
 
-def imports(file: Path) -> Iterator[str]:
-    """Top-level names of everything a file imports, also inside functions."""
+def modules(package: str) -> dict[str, Path]:
+    """Files by the name that they are imported under."""
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+@cache
+def imports(file: Path) -> tuple[str, ...]:
+    """Full names of everything a file imports, also inside functions and for types alone: the modules, and the names
+    taken out of them."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            yield (node.module or "").split(".")[0]
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return tuple(found)
+
+
+def own_imports(file: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The modules among `known` that a file imports."""
+    for name in imports(file):
+        module = name if name in known else name.rpartition(".")[0]
+        if module in known and known[module] != file:
+            yield module
 
 
 def test_pillow_opens_only_formats_that_are_named() -> None:
@@ -43,23 +83,62 @@ def test_pillow_opens_only_formats_that_are_named() -> None:
 
 @pytest.mark.parametrize("package", ["model", "workers", "pipeline"])
 def test_a_layer_imports_only_what_lies_below(package: str) -> None:
-    files = sorted((ROOT / package).rglob("*.py"))
-    assert files
-    for file in files:
-        for name in imports(file):
+    for module, file in modules(package).items():
+        for name in {name.split(".")[0] for name in imports(file)}:
             if name in {"model", "workers", "pipeline", "tests", "benchmarks"}:
-                assert name in OWN[package], f"{file.relative_to(ROOT)} imports {name}"
+                assert name in OWN[package], f"{module} imports {name}"
             elif package in THIRD_PARTY and name not in sys.stdlib_module_names:
-                assert name in THIRD_PARTY[package], f"{file.relative_to(ROOT)} imports {name}"
+                assert name in THIRD_PARTY[package], f"{module} imports {name}"
+
+
+def test_the_rooms_of_the_pipeline_are_those_that_are_listed() -> None:
+    entries = {entry.stem for entry in (ROOT / "pipeline").iterdir() if entry.name != "__pycache__"}
+    assert entries == {"__init__", *ROOMS}
+    assert len(entries) <= 17
+
+
+def test_a_room_imports_only_what_stands_behind_it() -> None:
+    known = modules("pipeline")
+    for module, file in known.items():
+        if module == "pipeline":
+            continue
+        here = ROOMS.index(module.split(".")[1])
+        for used in own_imports(file, known):
+            if used != "pipeline":
+                assert ROOMS.index(used.split(".")[1]) >= here, f"{module} imports {used}"
+
+
+def test_there_is_no_circle_of_modules() -> None:
+    known = {name: file for package in OWN for name, file in modules(package).items()}
+    graph = {module: set(own_imports(file, known)) for module, file in known.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"modules import one another: {' <- '.join(error.args[1])}")
+
+
+def test_the_engine_knows_no_stage_by_name() -> None:
+    """It runs what it is handed, as do the commands that look at a run."""
+    from pipeline.stages.table import all_stages
+
+    names = {stage.name for stage in all_stages()} - {"instances"}  # which receipts count
+    files = {**modules("pipeline/engine"), **modules("pipeline/operations")}
+    for file in files.values():
+        words = {
+            node.value
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        assert not words & names, f"{file.relative_to(ROOT)} names {words & names}"
 
 
 @pytest.mark.parametrize(
     ("modules", "heavy"),
     [
-        ("pipeline.cli, pipeline.config", {"torch", "ray", "pyarrow"}),
-        ("pipeline.runner, pipeline.status", {"torch", "ray", "faiss"}),  # a run with nothing to do, `status`
-        ("pipeline.actors, workers.panoptic", {"torch", "timm"}),  # each worker of a stage without pixels
-        ("workers.instances, pipeline.shards", {"timm", "torchvision"}),  # each worker with `patch-dct`
+        ("pipeline.command.cli, pipeline.config", {"torch", "ray", "pyarrow"}),
+        ("pipeline.operations.run, pipeline.operations.status", {"torch", "ray", "faiss"}),  # nothing to do, `status`
+        ("pipeline.stages.panoptic, workers.panoptic", {"torch", "timm"}),  # each worker of a stage without pixels
+        ("workers.instances, pipeline.engine.shards", {"timm", "torchvision"}),  # each worker with `patch-dct`
     ],
 )
 def test_what_is_not_used_is_not_loaded(modules: str, heavy: set[str]) -> None:

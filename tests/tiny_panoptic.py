@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from model.panoptic import PanopticCascadeRCNN
+from model.panoptic.network import PanopticCascadeRCNN
 
 THINGS, STUFF = 3, 2
 KEYWORDS: dict[str, Any] = {

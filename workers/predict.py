@@ -23,31 +23,15 @@ from pycocotools import mask as coco
 from scipy import ndimage
 from torch import Tensor
 
-from model.panoptic import DIVISOR, PanopticCascadeRCNN, Prediction, test_size
+from model.panoptic.network import DIVISOR, PanopticCascadeRCNN, Prediction, test_size
 from workers.images import LoadedImage, table_of_images
 from workers.masks import encode_panoptic_png
 from workers.merge import VOID_LABEL, MergedLabels, Segment
 from workers.phases import Phases
-from workers.records import PANOPTIC_SCHEMA, Status
+from workers.records import PREDICTIONS_SCHEMA, Status
 
 SHORT, MAX_SIDE = 800, 1333  # pixels of the sides at which U2Seg tests
 HELD_PIXELS = 20_000_000  # of the images of one batch: up to 100 masks of a byte a pixel exist for each
-
-# Beside the columns of a panoptic part: `labels` is that of a semantics part (PNG of uint8, stuff 0..S-1; 255 is where
-# the model sees things), and the list columns are parallel, entry i of each is detection i, the surest first. `rle`:
-# COCO counts of the mask, which may be empty; `bbox`: the box that the model predicts, not the one around the mask;
-# `area`: pixels of the mask; `category`: 1..K.
-PREDICTIONS_SCHEMA = pa.schema(
-    [
-        *PANOPTIC_SCHEMA,
-        pa.field("labels", pa.large_binary()),
-        pa.field("rle", pa.list_(pa.string()), nullable=False),
-        pa.field("bbox", pa.list_(pa.list_(pa.float32(), 4)), nullable=False),
-        pa.field("area", pa.list_(pa.int64()), nullable=False),
-        pa.field("score", pa.list_(pa.float32()), nullable=False),
-        pa.field("category", pa.list_(pa.int32()), nullable=False),
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +135,7 @@ class PredictWorker:
 
 
 def resize_to_model(photo_hw3: NDArray[np.uint8], short: int = SHORT, max_side: int = MAX_SIDE) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 -> (h, w, 3) uint8 of `model.resize.test_size`, by Pillow's bilinear filter as in training."""
+    """(H, W, 3) uint8 -> (h, w, 3) uint8 of `test_size`, by Pillow's bilinear filter as in training."""
     height, width = test_size(photo_hw3.shape[0], photo_hw3.shape[1], short, max_side)
     return np.array(Image.fromarray(photo_hw3).resize((width, height), Image.Resampling.BILINEAR))
 

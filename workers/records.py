@@ -79,6 +79,37 @@ def instances_schema(embedding_dim: int) -> pa.Schema:
     )
 
 
+FEATURES_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("shape", pa.list_(pa.int32(), 4)),  # crops, C, h, w
+        pa.field("features", pa.large_binary()),  # float16, little-endian, in that order; null unless ok
+    ]
+)
+
+
+def segments_schema(embedding_dim: int) -> pa.Schema:
+    """Schema of a segments part.
+
+    `segments`: PNG of the (h, w) patches, entry i of `embedding` for segment i; 8 bits with 255 for noise, or 16 bits
+    with 65535 where a photo has more than 255 segments. Null for a photo that could not be read.
+    `embedding`: (embedding_dim,) float16, unit norm before rounding. A photo of noise alone has the status `no_masks`.
+    """
+    return pa.schema(
+        [
+            pa.field("image_id", pa.string(), nullable=False),
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            pa.field("status", pa.string(), nullable=False),
+            pa.field("error", pa.string()),
+            pa.field("segments", pa.large_binary()),
+            pa.field("embedding", pa.list_(pa.list_(pa.float16(), embedding_dim)), nullable=False),
+        ]
+    )
+
+
 SEMANTICS_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -110,6 +141,23 @@ PANOPTIC_SCHEMA = pa.schema(
         pa.field("panoptic", pa.large_binary()),  # PNG, id = R + 256 G + 65536 B as in COCO panoptic, 0 = void
         pa.field("segments", pa.list_(SEGMENT_TYPE), nullable=False),
         pa.field("hidden_instances", pa.int32(), nullable=False),  # instances with no visible pixel left
+    ]
+)
+
+
+# Beside the columns of a panoptic part: `labels` is that of a semantics part (PNG of uint8, stuff 0..S-1; 255 is where
+# the model sees things), and the list columns are parallel, entry i of each is detection i, the surest first. `rle`:
+# COCO counts of the mask, which may be empty; `bbox`: the box that the model predicts, not the one around the mask;
+# `area`: pixels of the mask; `category`: 1..K.
+PREDICTIONS_SCHEMA = pa.schema(
+    [
+        *PANOPTIC_SCHEMA,
+        pa.field("labels", pa.large_binary()),
+        pa.field("rle", pa.list_(pa.string()), nullable=False),
+        pa.field("bbox", pa.list_(pa.list_(pa.float32(), 4)), nullable=False),
+        pa.field("area", pa.list_(pa.int64()), nullable=False),
+        pa.field("score", pa.list_(pa.float32()), nullable=False),
+        pa.field("category", pa.list_(pa.int32()), nullable=False),
     ]
 )
 

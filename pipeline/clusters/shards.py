@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
-from pipeline import storage
+from pipeline.store import storage
 from workers import kmeans as kernel
 
 log = logging.getLogger(__name__)

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pipeline.coco.parts import PanopticParts
-from pipeline.coco.reader import CocoPanoptic
 from pipeline.config import Config, load_config
 from pipeline.demo.scenes import write_scenes
+from pipeline.engine.log import stdout_console
 from pipeline.errors import ConfigError
 from pipeline.evaluate.panoptic import ThingsAlone
 from pipeline.evaluate.score import score_labels
-from pipeline.log import stdout_console
+from pipeline.operations.run import run
 from pipeline.report.write import write_report
-from pipeline.runner import run
+from pipeline.sources.coco import CocoPanoptic
+from pipeline.stages.parts import PanopticParts
 
 SCENES = 200
 SIZE = (320, 320)

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import storage
 from pipeline.demo.drawing import BACKGROUNDS, OBJECTS, draw_object, expose, make_frame
+from pipeline.store import storage
 from workers.masks import encode_panoptic_png, mask_box
 
 OBJECT_KINDS = tuple(OBJECTS)

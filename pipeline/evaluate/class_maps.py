@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import storage
+from pipeline.engine.shards import read_columns
 from pipeline.errors import ConfigError
-from pipeline.shards import read_columns
+from pipeline.store import storage
 from workers.masks import decode_panoptic_png, open_png
 
 if TYPE_CHECKING:
-    from pipeline.report.run import Run
-    from pipeline.stages import Stage
+    from pipeline.engine.stage import Stage
+    from pipeline.stages.base import Run
 
 VOID = 255  # in a semantics part
 NO_CATEGORY = -1  # void of maps made from panoptic parts, which may have more than 255 categories

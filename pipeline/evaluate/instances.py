@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from model.instance_metrics import Average, Instance, InstanceAP, instance_of
-from pipeline.coco.names import ImageNames
-from pipeline.coco.reader import CocoInstances, PanopticImage, check_size
+from model.metrics.instances import Average, Instance, InstanceAP, instance_of
 from pipeline.errors import ConfigError
 from pipeline.evaluate.panoptic import LabelSource
+from pipeline.sources.coco import CocoInstances, PanopticImage, check_size
+from pipeline.sources.names import ImageNames
 from workers.masks import encode_rle
 
 NUMBERS = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "AR1": "ar1", "AR10": "ar10", "AR100": "ar100"}

@@ -19,8 +19,8 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.store import storage
 from workers.decode import BAD_DATA
 from workers.masks import open_png
 

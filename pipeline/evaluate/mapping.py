@@ -17,12 +17,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model.instance_metrics import Instance
-from model.metrics import VOID_ID, LabelledSegment, Overlaps, hungarian_mapping
-from model.semantic_metrics import ConfusionCounts
-from pipeline.coco.reader import Categories, PanopticSegment
+from model.metrics.instances import Instance
+from model.metrics.panoptic import VOID_ID, LabelledSegment, Overlaps, hungarian_mapping
+from model.metrics.semantic import ConfusionCounts
 from pipeline.errors import ConfigError
 from pipeline.evaluate.panoptic import LabelPair
+from pipeline.sources.coco import Categories, PanopticSegment
 
 Mode = Literal["hungarian", "vote", "identity"]
 Leftover = Literal["error", "argmax"]

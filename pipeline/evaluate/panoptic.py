@@ -13,11 +13,11 @@ from typing import Protocol
 
 import numpy as np
 
-from model.metrics import VOID_ID, Overlaps, segment_overlaps
-from pipeline.coco.names import ImageNames, image_stem
-from pipeline.coco.parts import Inputs, PanopticParts, find_parts
-from pipeline.coco.reader import Categories, Category, CocoPanoptic, PanopticImage, check_size
+from model.metrics.panoptic import VOID_ID, Overlaps, segment_overlaps
 from pipeline.errors import ConfigError
+from pipeline.sources.coco import Categories, Category, CocoPanoptic, PanopticImage, check_size
+from pipeline.sources.names import ImageNames, image_stem
+from pipeline.stages.parts import Inputs, PanopticParts, find_parts
 
 NO_IMAGE = "no prediction"
 

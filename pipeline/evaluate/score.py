@@ -21,9 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipeline import storage
-from pipeline.coco.parts import Inputs
-from pipeline.coco.reader import Categories, CocoInstances, CocoPanoptic
+from pipeline.engine.log import stdout_console
 from pipeline.errors import ConfigError
 from pipeline.evaluate.instances import TrueInstances, visible_instances
 from pipeline.evaluate.mapping import (
@@ -39,7 +37,9 @@ from pipeline.evaluate.mapping import (
 from pipeline.evaluate.panoptic import LabelPairs, LabelSource, StuffBySupercategory, open_labels
 from pipeline.evaluate.semantic import Names
 from pipeline.evaluate.tally import Tally
-from pipeline.log import stdout_console
+from pipeline.sources.coco import Categories, CocoInstances, CocoPanoptic
+from pipeline.stages.parts import Inputs
+from pipeline.store import storage
 
 RESULT = "panoptic.json"
 

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.semantic_metrics import ClassScores, ConfusionCounts, SemanticScores, many_to_one, one_to_one, score
-from pipeline import storage
+from model.metrics.semantic import ClassScores, ConfusionCounts, SemanticScores, many_to_one, one_to_one, score
+from pipeline.engine.log import stdout_console
 from pipeline.errors import ConfigError
 from pipeline.evaluate.class_maps import Prediction, predictions
 from pipeline.evaluate.confusion import arrange, confusion_png
 from pipeline.evaluate.labels import IGNORED, LabelFolder, open_labels
-from pipeline.log import stdout_console
+from pipeline.store import storage
 
 LISTED = 5  # names given of those that were left out
 
@@ -73,7 +73,7 @@ def evaluate_semantic(
     confusion matrix) to the folder `output`, by default `evaluation` in the run folder. ConfigError when the run has
     no maps, or labels do not fit: see `LabelFolder` and `count_pixels`.
     """
-    from pipeline.report.write import open_run
+    from pipeline.stages.run import open_run
 
     run = open_run(run_or_config, need=None)
     found = predictions(run)

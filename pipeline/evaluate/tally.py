@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.instance_metrics import Instance
-from model.metrics import PanopticQuality, PanopticResult
-from model.semantic_metrics import ConfusionCounts, score
-from pipeline.coco.reader import Categories
+from model.metrics.instances import Instance
+from model.metrics.panoptic import PanopticQuality, PanopticResult
+from model.metrics.semantic import ConfusionCounts, score
 from pipeline.evaluate.instances import InstanceScores, TrueInstances, found_instances
 from pipeline.evaluate.mapping import ClassOf, Evidence, relabel, rename_overlaps
 from pipeline.evaluate.panoptic import LabelPair
+from pipeline.sources.coco import Categories
 
 SEMANTIC = {"mIoU": "miou", "accuracy": "accuracy"}
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from pipeline.report.overlay import category_color, draw_overlay
 from workers.merge import MergedLabels, Segment
+from workers.overlay import category_color, draw_overlay
 
 LONGEST = 1280  # pixels of a side of the picture
 PLACING = 320  # pixels of a side of the map in which the places of texts are looked for

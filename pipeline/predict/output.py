@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import storage
-from pipeline.coco.json_lists import JsonLists
 from pipeline.errors import ConfigError
 from pipeline.predict.draw import draw_labels
-from pipeline.scan import IMAGE_EXTENSIONS
+from pipeline.sources.scan import IMAGE_EXTENSIONS
+from pipeline.store import storage
+from pipeline.store.json_lists import JsonLists
 from workers.images import LoadedImage
 from workers.masks import encode_panoptic_png
 from workers.merge import MergedLabels, Segment

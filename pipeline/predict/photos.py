@@ -1,8 +1,8 @@
 """The photos to look at: of files, folders, globs, tars and Parquet files, on disk or in a bucket.
 
 A photo's image_id is its path below the folder that all inputs share: of one folder the path inside it, of
-`photos/*.jpg` the file's name. It is made as in `pipeline.scan`, and hidden files are left out as there. A glob stands
-for files; in it `*` stays in one folder, and `**` goes into those below.
+`photos/*.jpg` the file's name. It is made as in `pipeline.sources.scan`, and hidden files are left out as there. A glob
+stands for files; in it `*` stays in one folder, and `**` goes into those below.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline import storage
 from pipeline.errors import ConfigError, StageFailed
-from pipeline.fetch import Fetcher, load_photo
-from pipeline.scan import IMAGE_EXTENSIONS, detect_format, image_id, scan
+from pipeline.sources.fetch import Fetcher, load_photo
+from pipeline.sources.scan import IMAGE_EXTENSIONS, detect_format, image_id, scan
+from pipeline.store import storage
 from workers.decode import DecodeLimits
 from workers.images import LoadedImage
 from workers.records import ImageRecord

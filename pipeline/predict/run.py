@@ -14,14 +14,15 @@ from typing import Any, TextIO
 
 import torch
 
-from pipeline import __version__, storage
-from pipeline.coco.json_lists import JsonLists, json_lists
+from pipeline import __version__
+from pipeline.engine.shards import ahead
 from pipeline.errors import ConfigError
-from pipeline.fetch import Fetcher
 from pipeline.predict.output import OVERLAYS, Labelled, Output, OutputNames
 from pipeline.predict.photos import find_photos, read_photo
 from pipeline.predict.weights import Weights, check_device, load_weights, make_worker, short_side
-from pipeline.shards import ahead
+from pipeline.sources.fetch import Fetcher
+from pipeline.store import storage
+from pipeline.store.json_lists import JsonLists, json_lists
 from workers.decode import DecodeLimits
 from workers.images import LoadedImage
 from workers.phases import Phases

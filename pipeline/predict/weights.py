@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.checkpoint import MANIFEST, WEIGHTS, class_counts, from_files, load_state, read_detectron2
-from model.panoptic import PanopticCascadeRCNN, Prediction
-from pipeline import storage
+from model.checkpoint.detectron2 import class_counts, load_state, read_detectron2
+from model.checkpoint.files import MANIFEST, WEIGHTS, from_files
+from model.panoptic.network import PanopticCascadeRCNN, Prediction
 from pipeline.errors import ConfigError
+from pipeline.store import storage
 from workers.images import LoadedImage
 from workers.phases import Phases
 from workers.predict import MAX_SIDE, SHORT, PredictWorker

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline import storage
-from pipeline.report import charts, overlay, rows
+from pipeline.engine.stage import ARTIFACT
+from pipeline.report import charts, rows
 from pipeline.report.pictures import Crop
-from pipeline.report.run import Run
-from pipeline.stages import ARTIFACT
+from pipeline.stages.base import Run
+from pipeline.store import storage
+from workers import overlay
 
 CROPS = 12  # instances shown of a cluster
 

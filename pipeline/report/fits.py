@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import storage
+from pipeline.engine.stage import ARTIFACT, Stage, is_fitted
 from pipeline.errors import ConfigError
 from pipeline.report import charts
-from pipeline.stages import ARTIFACT, Stage, is_fitted
+from pipeline.store import storage
 
 LOSSES = {
     "intra": "intra: same photo",

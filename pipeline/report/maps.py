@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import storage
-from pipeline.fetch import Fetcher
-from pipeline.report import overlay, rows
+from pipeline.engine.shards import ahead, read_columns
+from pipeline.engine.stage import Stage
+from pipeline.report import rows
 from pipeline.report.pictures import DRAWERS, PHOTO_HEIGHT, PHOTO_WIDTH, read_labels
-from pipeline.report.run import Run
-from pipeline.shards import ahead, read_columns
-from pipeline.sources import Index
-from pipeline.stages import Stage
+from pipeline.sources.fetch import Fetcher
+from pipeline.sources.index import Index
+from pipeline.stages.base import Run
+from pipeline.store import storage
+from workers import overlay
 from workers.decode import decode_image
 from workers.masks import open_png
 from workers.records import ImageRecord
@@ -92,7 +93,7 @@ def count_classes(stage: Stage, index: Index, done: Collection[int]) -> MapCount
 
 def count_segments(stage: Stage, index: Index, done: Collection[int]) -> SegmentCounts:
     """Segments and noise in a sample of the photos of a segments stage; embeddings are not read."""
-    from workers.datus import NOISE, decode_segments  # loads torch, which other runs can do without
+    from workers.semantics.datus import NOISE, decode_segments  # loads torch, which other runs can do without
 
     places = sample_places(index, done)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.engine.stage import Stage
 from pipeline.report import charts, rows
 from pipeline.report.fits import lines, read_record
 from pipeline.report.pictures import Drawer, Picture
-from pipeline.report.run import Run
-from pipeline.stages import Stage, base_name, round_of, stage_of_round
+from pipeline.stages.base import Run, round_of, stage_of_round
 
 PICTURES = 12
 PARTS = {"RPN": "loss_rpn", "boxes": ("loss_cls", "loss_box"), "masks": "loss_mask", "semantic": "loss_sem"}
@@ -50,7 +50,7 @@ def describe_model(run: Run, places: Sequence[tuple[int, int]], photos: Sequence
 
     ConfigError when an artifact is not what `u2label run` writes.
     """
-    trained = [stage for name, stage in run.stages.items() if base_name(name) == "train"]
+    trained = [stage for name, stage in run.stages.items() if run.definitions[name].name == "train"]
     if not trained:
         return None
     finished = [training for stage in trained if (training := _read_training(stage)) is not None]
@@ -68,7 +68,7 @@ def describe_model(run: Run, places: Sequence[tuple[int, int]], photos: Sequence
 
 def _predictions(run: Run) -> tuple[int, Stage | None]:
     """The last round with predictions, and their stage."""
-    rounds = [round_of(name) for name in run.stages if base_name(name) == "predictions" and run.done[name]]
+    rounds = [each.round for name, each in run.definitions.items() if each.name == "predictions" and run.done[name]]
     number = max(rounds, default=0)
     return number, run.stages[stage_of_round("predictions", number)] if rounds else None
 

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline import __version__, storage
-from pipeline.receipts import read_receipts
-from pipeline.report import charts, overlay, rows
+from pipeline import __version__
+from pipeline.engine.receipts import read_receipts
+from pipeline.engine.stage import is_fitted
+from pipeline.engine.status import StageStatus, stage_status
+from pipeline.report import charts, rows
 from pipeline.report.clusters import ClusterFit, Clusters, describe_clusters, find_members
 from pipeline.report.model import Model, describe_model
 from pipeline.report.pictures import Drawer, Picture
-from pipeline.report.run import Run
 from pipeline.report.semantics import Stuff, describe_stuff
-from pipeline.stages import is_fitted
-from pipeline.status import StageStatus, stage_status
+from pipeline.stages.base import Run
+from pipeline.store import storage
+from workers import overlay
 from workers.records import READABLE
 
 FAILED_LISTED = 50  # shards

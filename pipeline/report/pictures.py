@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import storage
-from pipeline.fetch import Fetcher
-from pipeline.report import overlay
+from pipeline.engine.shards import ahead
+from pipeline.engine.stage import Stage
 from pipeline.report.rows import Member, read_images
-from pipeline.shards import ahead
-from pipeline.sources import Index
-from pipeline.stages import Stage
+from pipeline.sources.fetch import Fetcher
+from pipeline.sources.index import Index
+from pipeline.store import storage
+from workers import overlay
 from workers.decode import DecodeLimits, decode_image
 from workers.masks import decode_panoptic_png, decode_rle
 from workers.records import READABLE, ImageRecord

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import storage
-from pipeline.shards import ahead, read_columns
-from pipeline.sources import Index
-from pipeline.stages import Stage
-from pipeline.status import StageStatus
+from pipeline.engine.shards import ahead, read_columns
+from pipeline.engine.stage import Stage
+from pipeline.engine.status import StageStatus
+from pipeline.sources.index import Index
+from pipeline.store import storage
 from workers.records import READABLE
 
 READ_ALL = 2000  # parts whose status columns are all read

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline import storage
+from pipeline.engine.status import StageStatus
 from pipeline.errors import ConfigError
-from pipeline.report import overlay
 from pipeline.report.charts import Slice
 from pipeline.report.fits import DatusFit, RefineFit, StegoFit, read_datus, read_refine, read_stego
 from pipeline.report.maps import MapCounts, MapPicture, SegmentCounts, count_classes, count_segments, draw_maps
-from pipeline.report.run import Run
-from pipeline.status import StageStatus
+from pipeline.stages.base import Run
+from pipeline.store import storage
+from workers import overlay
 from workers.merge import VOID_LABEL
 
 MAPS_SHOWN = 12

@@ -14,21 +14,17 @@ every word in it that comes from a file name, an error or a configuration is esc
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
-from pipeline import storage
-from pipeline.config import Config, load_config, parse_config
 from pipeline.errors import ConfigError
-from pipeline.report import charts, overlay
+from pipeline.report import charts
 from pipeline.report.page import Page, describe
-from pipeline.report.run import Run
-from pipeline.sources import Index, open_index
-from pipeline.stages import FITS, LATEST, Stage, base_name, done_shards, index_folder, is_fitted, resolve_stages
+from pipeline.stages.run import open_run
+from pipeline.store import storage
+from workers import overlay
 
 
 def write_report(run_or_config: str, output: str | None, *, max_photos: int = 48, max_clusters: int = 24) -> str:
@@ -44,85 +40,6 @@ def write_report(run_or_config: str, output: str | None, *, max_photos: int = 48
     except storage.store_errors(target) as error:
         raise ConfigError(f"--output: cannot write {storage.redact(target)!r}: {error}") from error
     return storage.redact(target)
-
-
-def open_run(run_or_config: str, *, need: str | None = "instances") -> Run:
-    """The run of a folder or config file with at least one finished part of the stage `need`; else ConfigError."""
-    is_config = run_or_config.lower().endswith((".yaml", ".yml"))
-    config, fingerprints = _from_config(run_or_config) if is_config else _from_folder(run_or_config)
-    uri = config.run.uri
-    try:
-        index = open_index(index_folder(config))
-    except FileNotFoundError as error:
-        raise ConfigError(f"nothing is done yet in {storage.redact(uri)}: start it with u2label run") from error
-    stages = _resolve(config, index) if fingerprints is None else _stages(uri, fingerprints, index.shards)
-    done = {name: done_shards(stage) for name, stage in stages.items() if stage.kind == "shard"}
-    if need is not None and not done[need]:
-        raise ConfigError(
-            f"nothing is done yet in {storage.redact(uri)}: no part of the stage {need} "
-            f"{stages[need].fingerprint} is there; start or go on with u2label run"
-        )
-    return Run(uri, config, index, stages, done, is_fitted(stages["clusters"]))
-
-
-def _from_folder(uri: str) -> tuple[Config, dict[str, str]]:
-    """What `latest.json` says, with the folder where it lies now: a run may have been moved."""
-    found = _read_latest(uri)
-    if found is None:
-        raise ConfigError(
-            f"no run in {storage.redact(uri)!r}: there is no {LATEST}; give the run folder (run.uri) or the run's "
-            "config file (.yaml)"
-        )
-    data, fingerprints = found
-    return parse_config({**data, "run": {"uri": uri}}, origin=storage.redact(storage.join(uri, LATEST))), fingerprints
-
-
-def _from_config(path: str) -> tuple[Config, dict[str, str] | None]:
-    """The config, and the fingerprints of the last run if it was of this very config: then no weights are needed."""
-    config = load_config(path)
-    found = _read_latest(config.run.uri)
-    if found is None or _decisive(found[0]) != _decisive(config.model_dump(mode="json")):
-        return config, None
-    return config, found[1]
-
-
-def _decisive(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: section for name, section in config.items() if name not in {"workers", "run"}}
-
-
-def _read_latest(uri: str) -> tuple[dict[str, Any], dict[str, str]] | None:
-    where = storage.join(uri, LATEST)
-    try:
-        latest = json.loads(storage.read_bytes(where))
-        fingerprints = {name: str(value) for name, value in latest["fingerprints"].items()}
-        return dict(latest["config"]), fingerprints
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ConfigError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{storage.redact(where)} is not what u2label run writes ({error!r}); run again") from error
-
-
-def _resolve(config: Config, index: Index) -> dict[str, Stage]:
-    try:
-        return resolve_stages(config, index)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{error}\nor give the run folder instead of the config file") from error
-
-
-def _stages(run_uri: str, fingerprints: dict[str, str], shards: int) -> dict[str, Stage]:
-    """The stage table from its fingerprints alone."""
-    return {
-        name: Stage(
-            name,
-            "fit" if base_name(name) in FITS else "shard",
-            fingerprint,
-            storage.join(run_uri, name, fingerprint),
-            shards,
-        )
-        for name, fingerprint in fingerprints.items()
-    }
 
 
 def render(page: Page) -> str:

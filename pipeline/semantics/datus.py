@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline import storage
-from pipeline.clusters.kmeans import ARTIFACT, IterationReport, KMeansResult, KMeansSettings, fit_kmeans
+from pipeline.clusters.artifact import KMeansResult, KMeansSettings
+from pipeline.clusters.kmeans import IterationReport, fit_kmeans
 from pipeline.clusters.shards import read_embeddings
+from pipeline.engine.stage import ARTIFACT
+from pipeline.store import storage
 
 
 def fit_datus(

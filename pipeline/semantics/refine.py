@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.backbone.weights import file_sha256
 from model.deeplab import DeepLabV3, build_deeplab
 from model.ranks import Ranks
-from model.weights import file_sha256
-from pipeline import ray_train, storage
-from pipeline.fit_progress import PROGRESS, Entry, watching, write_progress
-from pipeline.shards import ahead
-from workers.refine import DeepLabTrainer, Group, LabelledPhotos, RefineSettings, load_group
+from pipeline.engine import ray_train
+from pipeline.engine.fit_progress import PROGRESS, Entry, watching, write_progress
+from pipeline.engine.shards import ahead
+from pipeline.store import storage
+from workers.semantics.refine import DeepLabTrainer, Group, LabelledPhotos, RefineSettings, load_group
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.shards import read_columns
-from pipeline.sources import Index
+from pipeline.engine.shards import read_columns
+from pipeline.sources.index import Index
 from workers.decode import DecodeLimits, decode_image
 from workers.masks import open_png
 from workers.records import Status
@@ -20,7 +20,8 @@ READ_THREADS = 8
 
 
 class PhotosOfParts:
-    """The photos of a source that have a class map, as `workers.refine.LabelledPhotos`. Picklable, safe in threads.
+    """The photos of a source that have a class map, as `workers.semantics.refine.LabelledPhotos`. Picklable, safe in
+    threads.
 
     Holds the shard and row of each photo (8 bytes a photo) and, in each process, the class maps of the 8 latest parts.
     """

@@ -23,9 +23,9 @@ import torch
 
 from model.ranks import Ranks
 from model.stego import ClusterProbe, StegoHead
-from pipeline import ray_train, storage
-from pipeline.cluster import require_room
-from pipeline.fit_progress import PROGRESS, Entry, watching
+from pipeline.engine import ray_train
+from pipeline.engine.cluster import require_room
+from pipeline.engine.fit_progress import PROGRESS, Entry, watching
 from pipeline.semantics.stego_features import (
     FeatureSet,
     descriptors,
@@ -43,7 +43,8 @@ from pipeline.semantics.stego_job import (
     write_neighbours,
 )
 from pipeline.semantics.stego_train import BINS, Trainer, resume, train
-from workers.stego import nearest_neighbours
+from pipeline.store import storage
+from workers.semantics.stego import nearest_neighbours
 
 __all__ = ["StegoArtifact", "StegoSettings", "fit_stego", "load_stego"]
 

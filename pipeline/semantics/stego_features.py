@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.shards import ahead
-from workers.stego import descriptor, read_features
+from pipeline.engine.shards import ahead
+from pipeline.store import storage
+from workers.semantics.stego import descriptor, read_features
 
 log = logging.getLogger(__name__)
 

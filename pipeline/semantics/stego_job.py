@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from model.stego_terms import COCOSTUFF27_VITS, LossTerms
-from pipeline import storage
 from pipeline.semantics.stego_features import FeatureSet
+from pipeline.store import storage
 
 CHECKPOINT = "checkpoint.pt"
 NEIGHBOURS = "neighbours.npz"

@@ -30,8 +30,8 @@ from model.stego import (
     derangement,
     drop_channels,
 )
-from pipeline.board import Board
-from pipeline.fit_progress import Entry, write_progress
+from pipeline.engine.board import Board
+from pipeline.engine.fit_progress import Entry, write_progress
 from pipeline.semantics.stego_features import open_features
 from pipeline.semantics.stego_job import StegoSettings, TrainJob, read_checkpoint, read_neighbours, write_checkpoint
 

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from pipeline.shards import ahead
+from pipeline.engine.shards import ahead
 from pipeline.train.job import TrainJob
 from pipeline.train.order import TrainingOrder
-from workers.augment import augment
-from workers.copy_paste import InstanceBank, copy_paste
-from workers.training import Batch
-from workers.training_samples import Sample, to_target
+from workers.training.augment import augment
+from workers.training.copy_paste import InstanceBank, copy_paste
+from workers.training.samples import Sample, to_target
+from workers.training.trainer import Batch
 
 BANK_STEPS = 16  # the bank of a step holds the instances of so many steps before it
 DEPTH = 2  # batches read ahead

@@ -6,12 +6,12 @@ import hashlib
 
 import numpy as np
 
-from pipeline import storage
-from pipeline.coco.reader import CocoPanoptic
 from pipeline.errors import ConfigError
+from pipeline.sources.coco import CocoPanoptic
+from pipeline.store import storage
 from pipeline.train.photos import chosen_fraction
 from workers.decode import DecodeError, DecodeLimits, decode_image
-from workers.training_samples import Sample, coco_categories, from_coco
+from workers.training.samples import Sample, coco_categories, from_coco
 
 PART = 64  # images that are shuffled as one part
 

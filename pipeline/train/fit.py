@@ -1,8 +1,9 @@
 """The fit of the panoptic model: labelled photos in, one artifact folder out (U2Seg, arXiv 2312.17243, section 4).
 
-The folder holds the checkpoint of `model.checkpoint` (safetensors and JSON), `predictions/`, `tensorboard/`, and
-`artifact.json`, which is written last and is the mark that the folder is complete. `checkpoint.pt` and `progress.json`
-lie there while the training runs: one that was stopped, or whose workers died, goes on from the checkpoint.
+The folder holds the checkpoint of `model.checkpoint.detectron2` (safetensors and JSON), `predictions/`, `tensorboard/`,
+and `artifact.json`, which is written last and is the mark that the folder is complete. `checkpoint.pt` and
+`progress.json` lie there while the training runs: one that was stopped, or whose workers died, goes on from the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import Checkpoint, to_files
+from model.checkpoint.files import Checkpoint, to_files
 from model.ranks import Ranks
-from pipeline import ray_train, storage
-from pipeline.fit_progress import PROGRESS, Entry, watching
+from pipeline.engine import ray_train
+from pipeline.engine.fit_progress import PROGRESS, Entry, watching
 from pipeline.predict.weights import identifying_file
+from pipeline.store import storage
 from pipeline.train.job import (
     ARTIFACT,
     CHECKPOINT,

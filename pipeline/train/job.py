@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import load_backbone_detectron2, load_state
-from model.panoptic import PanopticCascadeRCNN
-from pipeline import storage
+from model.checkpoint.detectron2 import load_backbone_detectron2, load_state
+from model.panoptic.network import PanopticCascadeRCNN
 from pipeline.predict.weights import read_weights
+from pipeline.store import storage
+from pipeline.store.weights import local_weights
 from pipeline.train.photos import TrainingPhotos
-from pipeline.weights import local_weights
-from workers.augment import MAX_SIDE, SHORT_SIDES
-from workers.copy_paste import CopyPaste
-from workers.training import Optimisation
+from workers.training.augment import MAX_SIDE, SHORT_SIDES
+from workers.training.copy_paste import CopyPaste
+from workers.training.trainer import Optimisation
 
 CHECKPOINT = "checkpoint.pt"
 ARTIFACT = "artifact.json"

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from model.ranks import Ranks
-from pipeline import storage
-from pipeline.board import Board
-from pipeline.fit_progress import Entry, write_progress
+from pipeline.engine.board import Board
+from pipeline.engine.fit_progress import Entry, write_progress
+from pipeline.store import storage
 from pipeline.train.batches import Batches
 from pipeline.train.job import PREDICTIONS, TrainJob, build_model, read_progress_of, write_checkpoint
 from pipeline.train.pictures import draw_predictions
-from workers.training import PanopticTrainer, precise_statistics
+from workers.training.trainer import PanopticTrainer, precise_statistics
 
 log = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import storage
+from pipeline.engine.shards import read_columns
 from pipeline.errors import ConfigError
-from pipeline.shards import read_columns
-from pipeline.sources import Index
+from pipeline.sources.index import Index
+from pipeline.store import storage
 from pipeline.train.order import MIXED_PARTS
 from workers.decode import DecodeError, DecodeLimits, decode_image
 from workers.records import READABLE
-from workers.training_samples import Sample, from_panoptic_row
+from workers.training.samples import Sample, from_panoptic_row
 
 READ_THREADS = 8
 PARTS_HELD = 2 * MIXED_PARTS  # a batch may lie where one group of mixed parts ends and the next begins

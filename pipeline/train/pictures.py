@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from model.panoptic import PanopticCascadeRCNN
-from pipeline.report.overlay import category_color, draw_overlay, shrink, size_within
+from model.panoptic.network import PanopticCascadeRCNN
 from pipeline.train.job import TrainJob
+from workers.overlay import category_color, draw_overlay, shrink, size_within
 from workers.predict import resize_to_model
 
 PHOTOS = 6

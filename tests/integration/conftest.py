@@ -18,7 +18,7 @@ import yaml
 
 from pipeline.config import Config, load_config
 from pipeline.demo.scenes import write_scenes
-from pipeline.runner import run
+from pipeline.operations.run import run
 
 SCENES, SHARD_SIZE, SHARDS = 24, 3, 8
 DEADLINE_S = 120

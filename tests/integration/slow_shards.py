@@ -16,12 +16,13 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
-from pipeline.cluster import connect
 from pipeline.config import load_config
-from pipeline.engine import run_shards
-from pipeline.shards import ShardActor, StageJob
-from pipeline.sources import build_index
-from pipeline.stages import index_folder, resolve_stages
+from pipeline.engine.cluster import connect
+from pipeline.engine.pool import run_shards
+from pipeline.engine.shards import ShardActor, StageJob
+from pipeline.engine.stage import index_folder
+from pipeline.sources.index import build_index
+from pipeline.stages.table import resolve_stages
 from workers.phases import Phases
 
 

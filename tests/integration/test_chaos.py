@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.config import load_config
-from pipeline.status import run_status
+from pipeline.operations.status import run_status
 from tests.faults import Damage, Victim, damage, small_cluster
 from tests.integration.conftest import SCENES, write_config
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import fits
 from pipeline.config import Config, load_config
 from pipeline.errors import StageFailed
-from pipeline.runner import run
+from pipeline.operations.run import run
+from pipeline.stages.clusters import Clusters
 from tests.integration.conftest import SHARDS, rows, write_config
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -55,6 +55,6 @@ def test_a_fit_that_cannot_write_its_artifact_says_so(finished: Config, monkeypa
     def full(*_: object) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(artifact))
 
-    monkeypatch.setitem(fits.FITS, "clusters", full)
+    monkeypatch.setattr(Clusters, "fit", full)
     with pytest.raises(StageFailed, match=r"clusters: .*No space left on device: '.*artifact.json'"):
         run(finished)

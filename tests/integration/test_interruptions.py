@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from pipeline.config import load_config
-from pipeline.runner import run as run_stages
+from pipeline.operations.run import run as run_stages
 from tests.integration.conftest import DEADLINE_S, SCENES, SHARDS, Start, finish, rows, write_config
 
 STEGO = {

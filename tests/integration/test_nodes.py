@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from pipeline.actors import InstanceShards, PanopticShards, StegoShards
-from pipeline.receipts import Receipt
+from pipeline.engine.receipts import Receipt
+from pipeline.stages.instances import InstanceShards
+from pipeline.stages.panoptic import PanopticShards
+from pipeline.stages.stego import StegoShards
 from tests.conftest import RAY_ENVIRONMENT
 from tests.integration.conftest import DEADLINE_S, Start, finish, write_config
 

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.command.cli import app
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, StageFailed
-from pipeline.runner import run
-from pipeline.status import run_status
+from pipeline.operations.run import run
+from pipeline.operations.status import run_status
 from tests.integration.conftest import SCENES, SHARDS, rows
 from workers.masks import decode_panoptic_png, decode_rle
 

@@ -9,16 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model.checkpoint import Checkpoint, to_files
-from pipeline import storage
-from pipeline.coco.export import export_coco
+from model.checkpoint.files import Checkpoint, to_files
 from pipeline.config import Config, load_config
+from pipeline.engine.receipts import read_receipts
+from pipeline.engine.stage import Stage, index_folder
+from pipeline.export.coco import export_coco
+from pipeline.operations.status import run_status
 from pipeline.predict.run import predict_photos
-from pipeline.receipts import read_receipts
 from pipeline.report.write import write_report
-from pipeline.sources import open_index
-from pipeline.stages import Stage, index_folder, resolve_stages
-from pipeline.status import run_status
+from pipeline.sources.index import open_index
+from pipeline.stages.table import resolve_stages
+from pipeline.store import storage
 from tests.conftest import forget_filesystems
 from tests.fault_proxy import (
     ACCESS_DENIED,

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline.config import Config, load_config
-from pipeline.runner import run
-from pipeline.status import run_status
+from pipeline.operations.run import run
+from pipeline.operations.status import run_status
 from tests.integration.conftest import SCENES, SHARDS, rows
 from workers.masks import decode_panoptic_png
 
@@ -94,8 +94,9 @@ def test_features_of_a_sample_are_the_same_for_any_workers_and_after_a_loss(with
 
 @pytest.mark.usefixtures("ray_session")
 def test_methods_do_not_share_fingerprints_and_share_things(with_things: Path) -> None:
-    from pipeline.sources import open_index
-    from pipeline.stages import index_folder, resolve_stages
+    from pipeline.engine.stage import index_folder
+    from pipeline.sources.index import open_index
+    from pipeline.stages.table import resolve_stages
 
     base = load_config(str(with_things))
     index = open_index(index_folder(base))

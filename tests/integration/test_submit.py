@@ -20,9 +20,9 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import storage
 from pipeline.config import load_config
-from pipeline.status import run_status
+from pipeline.operations.status import run_status
+from pipeline.store import storage
 from tests.conftest import KEYS
 from tests.integration.conftest import DEADLINE_S, SHARDS, rows
 from tests.integration.ray_head import MARK, Head, ray_head

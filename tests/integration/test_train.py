@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.coco.export import export_coco
-from pipeline.coco.parts import find_parts
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError
 from pipeline.evaluate.score import evaluate_run
+from pipeline.export.coco import export_coco
+from pipeline.operations.run import run
 from pipeline.predict.run import predict_photos
 from pipeline.predict.weights import load_predictor
-from pipeline.runner import run
+from pipeline.stages.parts import find_parts
 from tests.integration.conftest import SCENES, SHARDS, Start, finish, read_stage, rows
 from tests.tiny_panoptic import NETWORK
 

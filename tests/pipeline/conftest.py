@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import storage
+from pipeline.store import storage
 
 
 @pytest.fixture(params=["disk", "s3"])

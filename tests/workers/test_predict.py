@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.panoptic import PanopticCascadeRCNN, Prediction
-from model.panoptic_combine import CombineSettings
+from model.panoptic.combine import CombineSettings
+from model.panoptic.network import PanopticCascadeRCNN, Prediction
 from tests.tiny_panoptic import STUFF, THINGS, scene, tiny_model
-from workers.augment import resize_shortest_edge
 from workers.images import LoadedImage
 from workers.masks import decode_panoptic_png, decode_rle
 from workers.phases import Phases
@@ -29,7 +28,8 @@ from workers.predict import (
     stuff_classes,
 )
 from workers.records import PANOPTIC_SCHEMA, Status
-from workers.training_samples import Sample, from_panoptic_row
+from workers.training.augment import resize_shortest_edge
+from workers.training.samples import Sample, from_panoptic_row
 
 BROKEN = LoadedImage("broken.jpg", None, Status.UNDECODABLE, "not an image")
 

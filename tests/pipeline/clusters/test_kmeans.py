@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.clusters import shards as kmeans_shards
-from pipeline.clusters.kmeans import IterationReport, KMeansResult, KMeansSettings, fit_kmeans, load_kmeans
+from pipeline.clusters.artifact import KMeansResult, KMeansSettings, load_kmeans
+from pipeline.clusters.kmeans import IterationReport, fit_kmeans
 from pipeline.clusters.shards import KMeansShard, read_embeddings
 from pipeline.errors import ConfigError
 from workers.kmeans import assign

@@ -13,7 +13,7 @@ import pytest
 from pipeline.demo.run import print_scores, score_scenes
 from pipeline.demo.scenes import BACKGROUND_KINDS, OBJECT_KINDS, make_scene, write_scenes
 from pipeline.errors import ConfigError
-from tests.pipeline.coco.label_files import categories, write_part
+from tests.pipeline.label_files import categories, write_part
 from workers.masks import encode_panoptic_png
 from workers.merge import merge_panoptic
 from workers.records import Status

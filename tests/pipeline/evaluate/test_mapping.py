@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.metrics import LabelledSegment, segment_overlaps
-from pipeline.coco.reader import Categories, Category, PanopticImage, PanopticSegment
+from model.metrics.panoptic import LabelledSegment, segment_overlaps
 from pipeline.errors import ConfigError
 from pipeline.evaluate.instances import visible_instances
 from pipeline.evaluate.mapping import (
@@ -23,6 +22,7 @@ from pipeline.evaluate.mapping import (
     rename_overlaps,
 )
 from pipeline.evaluate.panoptic import LabelPair
+from pipeline.sources.coco import Categories, Category, PanopticImage, PanopticSegment
 
 CLUSTERS: Categories = {i: Category(i, str(i), i <= 3) for i in range(1, 7)}  # things 1..3, stuff 4..6
 CLASSES: Categories = {10: Category(10, "cat", True), 20: Category(20, "dog", True), 30: Category(30, "sky", False)}

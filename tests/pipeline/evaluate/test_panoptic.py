@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.coco.reader import CocoInstances, CocoPanoptic
 from pipeline.errors import ConfigError
 from pipeline.evaluate.instances import InstanceScores, TrueInstances, visible_instances
 from pipeline.evaluate.panoptic import LabelPairs, StuffBySupercategory, half_of, open_labels
-from tests.pipeline.coco.label_files import categories, random_run, segment, write_coco
+from pipeline.sources.coco import CocoInstances, CocoPanoptic
+from tests.pipeline.label_files import categories, random_run, segment, write_coco
 
 LISTED = categories(2, 2)
 # U2Seg's 15 supercategories of COCO's 53 kinds of stuff, in the order in which it counts them.

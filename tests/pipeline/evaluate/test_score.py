@@ -10,19 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import storage
-from pipeline.coco.parts import PanopticParts, find_parts
-from pipeline.coco.reader import CocoInstances, CocoPanoptic
 from pipeline.demo.scenes import make_scene, write_scenes
 from pipeline.errors import ConfigError
 from pipeline.evaluate.mapping import VoteThresholds
 from pipeline.evaluate.panoptic import half_of
 from pipeline.evaluate.score import evaluate_run, print_scores, score_labels
-from tests.pipeline.coco.label_files import categories, random_run, segment, unreadable_row, write_coco, write_part
+from pipeline.sources.coco import CocoInstances, CocoPanoptic
+from pipeline.stages.parts import PanopticParts, find_parts
+from pipeline.store import storage
+from tests.pipeline.label_files import categories, random_run, segment, unreadable_row, write_coco, write_part
 from workers.masks import encode_panoptic_png, encode_rle
 from workers.merge import merge_panoptic
-from workers.predict import PREDICTIONS_SCHEMA
-from workers.records import PANOPTIC_SCHEMA
+from workers.records import PANOPTIC_SCHEMA, PREDICTIONS_SCHEMA
 
 LISTED = categories(2, 2)
 Labels = dict[str, tuple[Any, list[dict[str, Any]]]]

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.engine.stage import Stage
 from pipeline.errors import ConfigError
 from pipeline.evaluate.class_maps import NO_CATEGORY, VOID, Prediction, panoptic_maps, predictions, semantic_maps
 from pipeline.evaluate.confusion import MAX_ROWS, arrange, confusion_png
 from pipeline.evaluate.labels import LabelFolder, open_labels
 from pipeline.evaluate.semantic import count_pixels, evaluate_semantic, print_scores, summarise
 from pipeline.report import write as report
-from pipeline.stages import Stage
 from workers.masks import encode_panoptic_png
 from workers.records import PANOPTIC_SCHEMA, SEMANTICS_SCHEMA, Status
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.predict.draw import LONGEST, draw_labels, text_places
-from pipeline.report.overlay import category_color
 from workers.merge import MergedLabels, merge_panoptic
+from workers.overlay import category_color
 
 
 def labels_of(height: int, width: int) -> MergedLabels:

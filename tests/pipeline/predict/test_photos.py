@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import storage
 from pipeline.errors import ConfigError, StageFailed
-from pipeline.fetch import Fetcher
 from pipeline.predict.photos import find_photos, read_photo
-from tests.pipeline.image_sources import parquet, put, tar
+from pipeline.sources.fetch import Fetcher
+from pipeline.store import storage
+from tests.pipeline.sources.image_sources import parquet, put, tar
 from workers.decode import DecodeLimits
 from workers.records import ImageRecord, Status
 

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.checkpoint import save_checkpoint
-from pipeline import storage
-from pipeline.coco.reader import CocoPanoptic
+from model.checkpoint.files import save_checkpoint
 from pipeline.errors import ConfigError
 from pipeline.predict import load_predictor, predict_photos
 from pipeline.predict.output import OutputNames
 from pipeline.predict.run import PhotoResult, PredictSummary, print_header, print_photo, print_summary
-from tests.pipeline.image_sources import put, tar
+from pipeline.sources.coco import CocoPanoptic
+from pipeline.store import storage
+from tests.pipeline.sources.image_sources import put, tar
 from tests.tiny_panoptic import KEYWORDS, STUFF, THINGS, scene, tiny_model
 from workers.records import Status
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import Checkpoint, save_checkpoint, to_files, write_detectron2
-from model.panoptic import PanopticCascadeRCNN
-from pipeline import storage
+from model.checkpoint.detectron2 import write_detectron2
+from model.checkpoint.files import Checkpoint, save_checkpoint, to_files
+from model.panoptic.network import PanopticCascadeRCNN
 from pipeline.errors import ConfigError
 from pipeline.predict import load_predictor
 from pipeline.predict.weights import load_weights, short_side
+from pipeline.store import storage
 from tests.tiny_panoptic import KEYWORDS, STUFF, THINGS, scene, tiny_model
 
 CONFIG = {"num_things": THINGS, "num_stuff": STUFF, "model": KEYWORDS, "short": 96}

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.engine.stage import Stage
 from pipeline.errors import ConfigError
 from pipeline.report.charts import BOTTOM, LEFT, RIGHT, TOP
 from pipeline.report.fits import read_datus, read_refine, read_stego
-from pipeline.stages import Stage
 
 FLAT = [1] * 50
 PEAK = [0] * 25 + [30, 10] + [0] * 22 + [10]  # 60 % just above 0, 20 % beside it, 20 % at the very end

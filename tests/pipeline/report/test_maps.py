@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.engine.stage import Stage
 from pipeline.report import maps
-from pipeline.scan import Ignored
-from pipeline.sources import Index
-from pipeline.stages import Stage
-from workers.datus import encode_segments, segments_schema
-from workers.records import SEMANTICS_SCHEMA
+from pipeline.sources.index import Index
+from pipeline.sources.scan import Ignored
+from workers.records import SEMANTICS_SCHEMA, segments_schema
+from workers.semantics.datus import encode_segments
 
 
 def stage_at(folder: Path, shards: int) -> Stage:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.engine.stage import Stage
 from pipeline.errors import ConfigError
-from pipeline.stages import Stage
 from tests.pipeline.report.tiny_runs import config_of, make_run, report_of, scene, squeezed, table_of
 
 TRAIN = {"steps": 40, "batch_size": 2}

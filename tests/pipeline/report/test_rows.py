@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.engine.stage import Stage
+from pipeline.operations.status import StageStatus
 from pipeline.report import rows
-from pipeline.scan import Ignored
-from pipeline.sources import Index
-from pipeline.stages import Stage
-from pipeline.status import StageStatus
+from pipeline.sources.index import Index
+from pipeline.sources.scan import Ignored
 from workers.records import PANOPTIC_SCHEMA, instances_schema
 
 EMBEDDINGS = np.eye(3, dtype=np.float16)

@@ -15,11 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.engine.receipts import Receipt, ReceiptLog
+from pipeline.engine.stage import Stage
 from pipeline.errors import ConfigError
-from pipeline.receipts import Receipt, ReceiptLog
 from pipeline.report import maps
-from pipeline.report.overlay import HATCHING, category_color, css
-from pipeline.stages import Stage
 from tests.pipeline.report.test_fits import stego_record
 from tests.pipeline.report.tiny_runs import (
     NAMES,
@@ -33,8 +32,9 @@ from tests.pipeline.report.tiny_runs import (
     squeezed,
     table_of,
 )
-from workers.datus import encode_segments, segments_schema
-from workers.records import SEMANTICS_SCHEMA
+from workers.overlay import HATCHING, category_color, css
+from workers.records import SEMANTICS_SCHEMA, segments_schema
+from workers.semantics.datus import encode_segments
 
 HEIGHT, WIDTH = 72, 96  # of the scenes
 CLASSES = 4

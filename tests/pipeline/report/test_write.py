@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline import storage
 from pipeline.config import parse_config
+from pipeline.engine.receipts import Receipt, ReceiptLog
 from pipeline.errors import ConfigError
-from pipeline.receipts import Receipt, ReceiptLog
 from pipeline.report.write import duration, open_run, percent, size, write_report
+from pipeline.store import storage
 from tests.pipeline.report.tiny_runs import Page, config_of, make_run, report_of, scene, squeezed, table_of
 
 EVIL = '<script>alert(1)</script>&".jpg'  # the slash makes it a folder and a file

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.actors import actor_for
 from pipeline.config import Config, parse_config
-from pipeline.receipts import ReceiptLog
-from pipeline.report.write import open_run, write_report
-from pipeline.shards import StageJob
-from pipeline.sources import build_index
-from pipeline.stages import Stage, index_folder, resolve_stages
+from pipeline.engine.receipts import ReceiptLog
+from pipeline.engine.shards import StageJob
+from pipeline.engine.stage import Stage, index_folder
+from pipeline.report.write import write_report
+from pipeline.sources.index import build_index
+from pipeline.stages.run import open_run
+from pipeline.stages.table import define_stages, resolve_stages
 
 NAMES = {1: "thing one & only"}
 VOID = {"meta", "img", "wbr", "line", "rect", "circle", "polyline"}
@@ -102,7 +103,7 @@ def make_run(config: Config, stages: tuple[str, ...] = ("instances", "clusters",
 
 def run_stage(stage: Stage, config: Config, table: dict[str, Stage], names: Mapping[int, str] = NAMES) -> None:
     categories = json.dumps([{"id": category, "name": name, "isthing": 1} for category, name in names.items()])
-    actor = actor_for(stage.name, config)(
+    actor = define_stages(config)[stage.name].actor()(
         StageJob(stage, config, index_folder(config), table, {"categories": categories})
     )
     log = ReceiptLog(config.run.uri, stage.name, stage.fingerprint)

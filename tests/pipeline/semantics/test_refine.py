@@ -21,19 +21,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model.deeplab import build_deeplab
-from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.semantics import refine
 from pipeline.semantics.datus import fit_datus
 from pipeline.semantics.refine import fit_deeplab, load_deeplab
 from pipeline.semantics.refine_photos import PhotosOfParts
-from pipeline.sources import build_index
-from workers.datus import encode_segments, segments_schema
+from pipeline.sources.index import build_index
+from pipeline.store import storage
 from workers.decode import DecodeLimits
 from workers.images import LoadedImage
 from workers.phases import Phases
-from workers.records import SEMANTICS_SCHEMA, Status
-from workers.refine import DeepLabTrainer, RefineSettings, RefineWorker, batch_rows, load_group
+from workers.records import SEMANTICS_SCHEMA, Status, segments_schema
+from workers.semantics.datus import encode_segments
+from workers.semantics.refine import DeepLabTrainer, RefineSettings, RefineWorker, batch_rows, load_group
 
 SETTINGS = RefineSettings(classes=3, steps=3, batch_size=4, group_size=2, image_size=32, seed=5)
 

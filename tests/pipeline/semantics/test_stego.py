@@ -19,15 +19,15 @@ import torch
 from model.ranks import Ranks
 from model.stego import StegoHead
 from model.stego_terms import PRESETS
-from pipeline import storage
+from pipeline.engine.fit_progress import read_progress, watching
 from pipeline.errors import ConfigError
-from pipeline.fit_progress import read_progress, watching
 from pipeline.semantics import stego as fit_module
 from pipeline.semantics import stego_features
 from pipeline.semantics.stego import StegoArtifact, StegoSettings, fit_stego, load_stego
 from pipeline.semantics.stego_features import open_features, survey_features
 from pipeline.semantics.stego_train import Trainer, draw_step
-from workers.stego import FEATURES_SCHEMA
+from pipeline.store import storage
+from workers.records import FEATURES_SCHEMA
 
 DIM, GRID, GROUPS, IMAGES = 16, 5, 6, 40
 SETTINGS = StegoSettings(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.checkpoint import load_checkpoint
+from model.checkpoint.files import load_checkpoint
 from pipeline.demo.scenes import write_scenes
 from pipeline.errors import ConfigError
 from pipeline.train import loop
@@ -20,10 +20,10 @@ from pipeline.train.coco_photos import CocoPhotos
 from pipeline.train.fit import fit_panoptic
 from pipeline.train.job import TrainSettings
 from tests.tiny_panoptic import NETWORK
-from workers.copy_paste import CopyPaste
 from workers.decode import DecodeLimits
-from workers.training import Optimisation, PanopticTrainer
-from workers.training_samples import Sample
+from workers.training.copy_paste import CopyPaste
+from workers.training.samples import Sample
+from workers.training.trainer import Optimisation, PanopticTrainer
 
 SETTINGS = TrainSettings(
     Optimisation(steps=4, batch_size=2, warmup_steps=0, rate=0.001),

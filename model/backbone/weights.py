@@ -1,0 +1,95 @@
+"""Which weights a backbone has: a file, the official one, or random ones, with an identity that enters fingerprints.
+
+Apart from the backbones, so that a look at a run need not load torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.backbone.names import OFFICIAL_URLS, PATCH_DCT, check_name
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Resolved weights: a `path`, or the `seed` of random ones. `identity` enters every fingerprint."""
+
+    path: Path | None
+    seed: int | None
+    identity: str
+
+
+def resolve_weights(name: str, weights: str, *, sha256: str | None = None, download: bool = True) -> Weights:
+    """Find the weights `official`, `random:<seed>` or a local file, downloading official ones once if `download`.
+
+    `sha256` pins the file. ValueError for an unknown name, a malformed seed or a wrong checksum, FileNotFoundError for
+    a missing file, ConnectionError when the official file cannot be fetched; each says what to do.
+    """
+    check_name(name)
+    if weights.startswith("random:") or (name == PATCH_DCT and weights == "official"):
+        return _random_weights(weights, sha256)
+    if name == PATCH_DCT:
+        raise ValueError(f"backbone.weights: patch-dct has no weights file, got {weights!r}; use 'random:<seed>'")
+    path = official_file(name, download=download) if weights == "official" else Path(weights).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"backbone.weights: no file {str(path)!r}; "
+            f"give 'official', 'random:<seed>' or the path of a {name} checkpoint"
+        )
+    digest = file_sha256(path)
+    if sha256 is not None and digest != sha256.lower():
+        raise ValueError(
+            f"backbone.sha256: {path} has SHA-256 {digest}, the config pins {sha256}; it is another file or a "
+            "broken download: fetch it again or correct the pin"
+        )
+    return Weights(path, None, f"sha256:{digest}")
+
+
+def official_file(name: str, *, download: bool = True) -> Path:
+    """Path of the official weights in torch's hub cache, fetched from their published URL the first time."""
+    url = OFFICIAL_URLS[name]
+    path = hub_folder() / "checkpoints" / url.rsplit("/", 1)[1]
+    if path.is_file() or not download:
+        return path
+    import torch.hub
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    except OSError as error:
+        raise ConnectionError(
+            f"backbone.weights: cannot fetch {url} ({error}); download it elsewhere and give its path as "
+            f"backbone.weights, or put it at {path}"
+        ) from error
+    return path
+
+
+def hub_folder() -> Path:
+    """`torch.hub.get_dir()`, told without torch."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("TORCH_HOME") or f"{cache}/torch").expanduser() / "hub"
+
+
+def file_sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal; read once while the file stays as it is."""
+    now = path.stat()
+    return _sha256(path, now.st_mtime_ns, now.st_size, now.st_ino)
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256(path: Path, *version: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _random_weights(weights: str, sha256: str | None) -> Weights:
+    text = weights.removeprefix("random:") if weights != "official" else "0"
+    if not text.isdecimal():
+        raise ValueError(f"backbone.weights: {weights!r} is not random:<seed> with a whole number, such as random:0")
+    if sha256 is not None:
+        raise ValueError(f"backbone.sha256: {weights!r} reads no file, so there is nothing to pin; remove the key")
+    return Weights(None, int(text), f"random:{int(text)}")

@@ -1,0 +1,284 @@
+"""Panoptic Cascade Mask R-CNN as U2Seg (arXiv 2312.17243) configures it: a pyramid, and instances and stuff from it.
+
+The names in the state dict are detectron2's, so its checkpoints fit as they are. Left out on purpose: resizing of
+images (see `test_size`), augmentation, and test-time augmentation, which the published evaluation does not use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.panoptic.boxes import clip_boxes, is_usable
+from model.panoptic.combine import CombineSettings, PanopticMap, combine_panoptic
+from model.panoptic.detections import Detections
+from model.panoptic.fpn import FPN
+from model.panoptic.mask_head import paste_masks
+from model.panoptic.resize import test_size
+from model.panoptic.resnet import ResNet
+from model.panoptic.roi_heads import CascadeRoIHeads
+from model.panoptic.rpn import RPN
+from model.panoptic.sampling import Choose, Generators, random_choice
+from model.panoptic.semantic_head import SemanticHead, semantic_argmax, semantic_loss
+from model.panoptic.targets import IGNORED, Target, check_targets
+from model.ranks import ALONE, Ranks
+
+__all__ = ["PanopticCascadeRCNN", "Prediction", "Target", "test_size"]
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+DIVISOR = 32  # of the sides of a batch: the coarsest map of the backbone has this stride
+SMALLEST_TRAINED = 64  # pixels a side: the batch statistics of one pixel of the coarsest map do not exist
+MOST_STUFF = IGNORED - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model sees in one image, at the size that was asked for.
+
+    boxes: (n, 4) float32 x0, y0, x1, y1 in pixels; scores: (n,) float32, descending; classes: (n,) int64 in 0..K-1;
+    masks: (n, H, W) bool; semantic: (H, W) uint8, 0 = things, 1..S = stuff; num_things: K.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+    masks: Tensor
+    semantic: Tensor
+    num_things: int
+    settings: CombineSettings = field(default_factory=CombineSettings)
+
+    def panoptic(self, settings: CombineSettings | None = None) -> PanopticMap:
+        """The id map (H, W) int32 and its segments, combined as the model was told unless `settings` are given."""
+        return combine_panoptic(
+            self.masks,
+            self.scores,
+            self.classes,
+            self.semantic,
+            num_things=self.num_things,
+            settings=settings or self.settings,
+        )
+
+    def to(self, device: torch.device | str) -> Prediction:
+        names = ("boxes", "scores", "classes", "masks", "semantic")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+class PanopticCascadeRCNN(nn.Module):
+    """Images -> losses (`forward`) or instances, stuff and their panoptic map (`predict`).
+
+    Args:
+        num_things: K, clusters of instances. num_stuff: S, stuff classes; the semantic head has S + 1 channels.
+        depths, width: of the ResNet. channels, box_dim, mask_channels, semantic_channels: of pyramid and heads.
+        anchor_sizes, anchor_ratios: side in pixels on p2 .. p6, and height / width.
+        rpn_ious: an anchor below the first is background, from the second an object. rpn_sampled, rpn_positive:
+            anchors an image in the loss, and their largest fraction of objects.
+        rpn_pre_nms, rpn_post_nms: proposals a level before and an image after suppression, (training, test).
+        rpn_nms: IoU above which a proposal is suppressed.
+        roi_ious: from which a proposal is an object, in each stage. roi_sampled, roi_positive: as of the anchors.
+        droploss_threshold: None, or the IoU up to which a predicted box is not punished for its class (DropLoss).
+        score_threshold, nms_threshold, detections_per_image: of the detections.
+        semantic_weight: of the semantic loss.
+        combine_overlap, combine_stuff_area, combine_confidence: see `CombineSettings`.
+        choose: how the samples of the losses are drawn.
+    """
+
+    def __init__(
+        self,
+        num_things: int,
+        num_stuff: int,
+        *,
+        depths: Sequence[int] = (3, 4, 6, 3),
+        width: int = 64,
+        channels: int = 256,
+        box_dim: int = 1024,
+        mask_channels: int = 256,
+        semantic_channels: int = 128,
+        anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        rpn_ious: tuple[float, float] = (0.3, 0.7),
+        rpn_sampled: int = 256,
+        rpn_positive: float = 0.5,
+        rpn_pre_nms: tuple[int, int] = (2000, 1000),
+        rpn_post_nms: tuple[int, int] = (4000, 1000),
+        rpn_nms: float = 0.65,
+        roi_ious: Sequence[float] = (0.5, 0.6, 0.7),
+        roi_sampled: int = 512,
+        roi_positive: float = 0.25,
+        droploss_threshold: float | None = None,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        detections_per_image: int = 100,
+        semantic_weight: float = 0.5,
+        combine_overlap: float = 0.5,
+        combine_stuff_area: int = 4096,
+        combine_confidence: float = 0.5,
+        choose: Choose = random_choice,
+    ) -> None:
+        super().__init__()
+        if num_things < 1 or not 0 <= num_stuff <= MOST_STUFF:
+            raise ValueError(f"need num_things >= 1 and num_stuff in 0..{MOST_STUFF}, got {num_things}, {num_stuff}")
+        self.num_things, self.num_stuff, self.semantic_weight = num_things, num_stuff, semantic_weight
+        self.combine = CombineSettings(combine_overlap, combine_stuff_area, combine_confidence)
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD)[:, None, None], persistent=False)
+        self.backbone = FPN(ResNet(depths=depths, width=width), channels=channels)
+        self.proposal_generator = RPN(
+            channels,
+            strides=self.backbone.strides,
+            sizes=anchor_sizes,
+            ratios=anchor_ratios,
+            label_ious=rpn_ious,
+            sampled=rpn_sampled,
+            positive_fraction=rpn_positive,
+            pre_nms=rpn_pre_nms,
+            post_nms=rpn_post_nms,
+            nms_threshold=rpn_nms,
+            choose=choose,
+        )
+        self.roi_heads = CascadeRoIHeads(
+            channels,
+            num_things,
+            dim=box_dim,
+            mask_channels=mask_channels,
+            label_ious=roi_ious,
+            sampled=roi_sampled,
+            positive_fraction=roi_positive,
+            droploss_threshold=droploss_threshold,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            detections_per_image=detections_per_image,
+            choose=choose,
+        )
+        self.sem_seg_head = SemanticHead(channels, num_stuff + 1, channels=semantic_channels)
+
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[Target],
+        *,
+        generators: Generators = None,
+        ranks: Ranks = ALONE,
+    ) -> dict[str, Tensor]:
+        """The ten terms of the loss, weights included: scalars to be added, named as in detectron2.
+
+        All parameters take part in every batch: a term without instances, or whose pixels are all ignored, is 0 and
+        has a gradient of 0. Works in evaluation mode too, and then has fixed statistics.
+
+        Args:
+            images: (3, h, w) RGB in 0..255 of each image, uint8 or float, of any sizes.
+            targets: of the same sizes, on any device.
+            generators: of the random choice of each image's anchors and proposals; None draws from torch's global one.
+            ranks: the processes that share the batch, with equally many images each. The mean of their losses, and of
+                their gradients, is that of one process with all images, after `share_statistics`.
+
+        Raises:
+            ValueError: a target is not of its image's size, or has a class that the model does not have.
+        """
+        sizes = image_sizes(images)
+        check_targets(targets, sizes, num_things=self.num_things, num_stuff=self.num_stuff)
+        targets = [target.to(self.pixel_mean.device) for target in targets]
+        batch = self.prepare(images, smallest=SMALLEST_TRAINED, ranks=ranks)
+        features = self.backbone(batch)
+        proposals, losses = self.proposal_generator(features, sizes, targets, generators)
+        logits = self.sem_seg_head(features)
+        maps = pad_semantic(targets, batch.shape[2:])
+        losses["loss_sem_seg"] = self.semantic_weight * semantic_loss(logits, maps, ranks)
+        boxes = [image.boxes for image in proposals]
+        return losses | self.roi_heads.losses(for_boxes(features), sizes, boxes, targets, generators, ranks)
+
+    @torch.no_grad()
+    def predict(
+        self, images: Sequence[Tensor], *, output_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[Prediction]:
+        """What the model sees in each image; combine it with `Prediction.panoptic`.
+
+        Args:
+            images: (3, h, w) RGB in 0..255 of each image, uint8 or float, of any sizes; resized by the caller.
+            output_sizes: (height, width) of the results, such as those before resizing; None for the images' own.
+
+        Raises:
+            RuntimeError: the model is in training mode.
+        """
+        if self.training:
+            raise RuntimeError("predict needs the statistics of training, not of a batch: call model.eval() first")
+        sizes = image_sizes(images)
+        features = self.backbone(self.prepare(images))
+        logits = self.sem_seg_head(features)
+        proposals, _ = self.proposal_generator(features, sizes)
+        pooled_from = for_boxes(features)
+        detections = self.roi_heads.detect(pooled_from, sizes, [image.boxes for image in proposals])
+        masks = self._mask_probs(pooled_from, detections)
+        outputs = sizes if output_sizes is None else output_sizes
+        return [self._finish(*image) for image in zip(detections, masks, logits, sizes, outputs, strict=True)]
+
+    def prepare(self, images: Sequence[Tensor], *, smallest: int = DIVISOR, ranks: Ranks = ALONE) -> Tensor:
+        """(N, 3, h, w) float32: normalised, then padded with 0 right and below to the largest, rounded up to 32.
+
+        The largest of all that `ranks` share, as what is padded enters the statistics too.
+        """
+        sizes = image_sizes(images)
+        largest = [max(smallest, -(-max(sides) // DIVISOR) * DIVISOR) for sides in zip(*sizes, strict=True)]
+        height, width = ranks.largest(torch.tensor(largest, device=self.pixel_mean.device)).tolist()
+        batch = self.pixel_mean.new_zeros(len(images), 3, height, width)
+        # Convolutions are faster on maps with channels last. But a CPU then adds up batch statistics one by one in
+        # float32, so far from exactly that the losses of a training step move in their second digit.
+        if batch.is_cuda or not torch.is_grad_enabled():
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        for place, image, (h, w) in zip(batch, images, sizes, strict=True):
+            place[:, :h, :w] = (image.to(self.pixel_mean) - self.pixel_mean) / self.pixel_std
+        return batch
+
+    def _mask_probs(self, features: Sequence[Tensor], detections: Sequence[Detections]) -> list[Tensor]:
+        boxes, classes = [image.boxes for image in detections], [image.classes for image in detections]
+        return list(self.roi_heads.mask_logits(features, boxes, classes).sigmoid().split([len(b) for b in boxes]))
+
+    def _finish(
+        self, found: Detections, mask_probs: Tensor, logits: Tensor, size: tuple[int, int], output: tuple[int, int]
+    ) -> Prediction:
+        """Bring the results of one image to its output size."""
+        (height, width), (out_height, out_width) = size, output
+        scale = found.boxes.new_tensor([out_width / width, out_height / height] * 2)
+        boxes = clip_boxes(found.boxes * scale, output)
+        kept = is_usable(boxes)
+        return Prediction(
+            boxes[kept],
+            found.scores[kept],
+            found.classes[kept],
+            paste_masks(mask_probs[kept], boxes[kept], output),
+            semantic_argmax(logits, size, output),
+            self.num_things,
+            self.combine,
+        )
+
+
+def image_sizes(images: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """(height, width) of each image. ValueError: there is none, or one is not (3, h, w) with pixels."""
+    if not images:
+        raise ValueError("a batch needs at least one image")
+    for i, image in enumerate(images):
+        if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
+            raise ValueError(f"images[{i}] must be (3, h, w), got {tuple(image.shape)}")
+    return [(image.shape[1], image.shape[2]) for image in images]
+
+
+def for_boxes(features: Sequence[Tensor]) -> list[Tensor]:
+    """The maps that boxes are pooled from, in the precision and layout that pooling would otherwise copy each time."""
+    return [level.float().contiguous() for level in features[:-1]]
+
+
+def pad_semantic(targets: Sequence[Target], size: Sequence[int]) -> Tensor:
+    """(N, height, width) uint8 semantic maps, 255 right of and below each image."""
+    height, width = size
+    return torch.stack(
+        [
+            F.pad(t.semantic.byte(), (0, width - t.semantic.shape[1], 0, height - t.semantic.shape[0]), value=IGNORED)
+            for t in targets
+        ]
+    )

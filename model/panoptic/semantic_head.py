@@ -1,0 +1,100 @@
+"""The semantic branch of Panoptic FPN (arXiv 1901.02446, figure 3): one map from p2 .. p5, and its loss.
+
+Parameter names are those of detectron2: `p2.0.*`, ..., `p5.4.*`, `predictor.*`. Class 0 is "things".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.panoptic.conv import ConvNorm
+from model.panoptic.targets import IGNORED
+from model.ranks import ALONE, Ranks
+
+GROUPS = 32
+STRIDE = 4  # of the logits
+
+
+class SemanticHead(nn.Module):
+    """Maps p2 .. p5 (N, C, h, w) -> (N, classes, h2, w2) logits at stride 4.
+
+    Every level is brought to stride 4 by convolutions, each but the finest's followed by bilinear doubling.
+    """
+
+    def __init__(self, channels_in: int, num_classes: int, *, channels: int = 128, levels: int = 4) -> None:
+        super().__init__()
+        self.levels = levels
+        for level in range(levels):
+            layers: list[nn.Module] = []
+            for i in range(max(1, level)):
+                norm = nn.GroupNorm(GROUPS, channels)
+                layers.append(ConvNorm(channels if i else channels_in, channels, 3, norm=norm, relu=True))
+                if level:
+                    layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+            self.add_module(f"p{level + 2}", nn.Sequential(*layers))
+        self.predictor = nn.Conv2d(channels, num_classes, 1)
+        nn.init.kaiming_normal_(self.predictor.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(cast(Tensor, self.predictor.bias))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        total: Tensor | None = None
+        for level, level_map in enumerate(features[: self.levels]):
+            x = self.get_submodule(f"p{level + 2}")(level_map)
+            total = x if total is None else total + x
+        assert total is not None
+        return self.predictor(total)
+
+
+def semantic_loss(logits: Tensor, targets: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """Mean cross-entropy, in float32, over the pixels that are not ignored; 0 when all are, where detectron2 has NaN.
+
+    Args:
+        logits: (N, classes, h, w) at stride 4, upsampled bilinearly here.
+        targets: (N, 4 h, 4 w) uint8 or int64 classes, 255 = ignored.
+        ranks: the processes that share the batch; the mean over them is that over all pixels.
+    """
+    full = F.interpolate(logits.float(), scale_factor=STRIDE, mode="bilinear", align_corners=False)
+    targets = targets.long()
+    total = F.cross_entropy(full, targets, ignore_index=IGNORED, reduction="sum")
+    return total / ranks.share((targets != IGNORED).sum(), total)
+
+
+@torch.no_grad()
+def semantic_argmax(
+    logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], *, max_values: int = 2**24
+) -> Tensor:
+    """(H, W) uint8: the best class, the lowest of equals, of logits resized to `output_size` (bilinear).
+
+    Classes are resized a few at a time, so that at most about `max_values` floats (or one class) exist at once.
+
+    Args:
+        logits: (classes, h, w) at stride 4 of one padded image.
+        image_size: its (height, width) before padding.
+    """
+    step = max(1, max_values // max(output_size[0] * output_size[1], logits[0].numel() * STRIDE**2))
+    best, label = None, None
+    for start in range(0, len(logits), step):
+        value, index = resize_logits(logits[start : start + step], image_size, output_size).max(0)
+        index = (index + start).to(torch.uint8)
+        if best is None or label is None:
+            best, label = value, index
+        else:
+            label = torch.where(value > best, index, label)
+            best = torch.maximum(value, best)
+    assert label is not None
+    return label
+
+
+def resize_logits(logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
+    """(classes, h, w) logits of a padded image at stride 4 -> (classes, H, W) float32, of the image without padding."""
+    height, width = image_size
+    full = F.interpolate(logits[None].float(), scale_factor=STRIDE, mode="bilinear", align_corners=False)
+    full = full[..., :height, :width]
+    if output_size != image_size:
+        full = F.interpolate(full, size=output_size, mode="bilinear", align_corners=False)
+    return full[0]

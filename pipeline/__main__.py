@@ -1,5 +1,0 @@
-"""`python -m pipeline` is `u2label`."""
-
-from pipeline.cli import main
-
-main()

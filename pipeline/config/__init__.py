@@ -1,0 +1,149 @@
+"""The configuration of a run: its sections together, read from YAML and `--set a.b=c`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.config.labels import (
+    BackboneConfig,
+    ClustersConfig,
+    CrfConfig,
+    DecodeConfig,
+    EmbeddingConfig,
+    MaskCutConfig,
+    PanopticConfig,
+    RunConfig,
+    SemanticsConfig,
+    SourceConfig,
+)
+from pipeline.config.model import PredictionsConfig, SelfTrainingConfig, TrainConfig
+from pipeline.config.section import Section
+from pipeline.config.workers import WorkersConfig
+from pipeline.errors import ConfigError
+from pipeline.store import storage
+
+
+class Config(Section):
+    """Everything a run needs. Sections that are left out take their defaults."""
+
+    source: SourceConfig
+    run: RunConfig
+    seed: int = Field(0, ge=0)
+    decode: DecodeConfig = DecodeConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    maskcut: MaskCutConfig = MaskCutConfig()
+    crf: CrfConfig = CrfConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    clusters: ClustersConfig = ClustersConfig()
+    semantics: SemanticsConfig = SemanticsConfig()
+    panoptic: PanopticConfig = PanopticConfig()
+    train: TrainConfig = TrainConfig()
+    predictions: PredictionsConfig = PredictionsConfig()
+    self_training: SelfTrainingConfig = SelfTrainingConfig()
+    workers: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _self_training_has_a_model(self) -> Config:
+        if self.self_training.rounds and not self.train.steps:
+            raise ValueError(f"self_training.rounds {self.self_training.rounds} needs a model: set train.steps")
+        if self.self_training.rounds and self.train.labels is not None:
+            raise ValueError("self_training.rounds goes on from the run's own labels: leave out train.labels")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_can_be_shared(self) -> Config:
+        workers, fits = self.workers.train_workers, []
+        if self.semantics.method == "stego":
+            fits.append(("semantics.batch_size", self.semantics.batch_size))
+        if self.train.steps:
+            fits.append(("train.batch_size", self.train.batch_size))
+        for key, batch in fits:
+            if workers and batch % workers:
+                raise ValueError(f"workers.train_workers {workers} cannot share {key} {batch} equally; change either")
+        return self
+
+    @property
+    def num_stuff(self) -> int:
+        """Stuff classes of the labels."""
+        return 0 if self.semantics.method == "none" else self.semantics.classes
+
+    @property
+    def clusters_seed(self) -> int:
+        return self.seed if self.clusters.seed is None else self.clusters.seed
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (local or remote) and apply `a.b=c` overrides. ConfigError names the key and the value."""
+    errors: tuple[type[Exception], ...] = (*storage.store_errors(path), ValueError)
+    shown = storage.redact(path)
+    try:
+        text = storage.read_bytes(path).decode()
+    except FileNotFoundError as error:
+        raise ConfigError(f"no config file {shown!r}; the repository's configs/ has examples") from error
+    except errors as error:
+        raise ConfigError(f"cannot read the config file {shown!r}: {storage.redact(str(error))}") from error
+    try:
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{shown} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{shown} must hold a mapping of sections, got {type(data).__name__}")
+    for override in overrides:
+        _apply(data, override)
+    return parse_config(data, origin=shown)
+
+
+def parse_config(data: dict[str, Any], origin: str) -> Config:
+    """A mapping -> Config; ConfigError lists every fault with its key and value."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        faults = "\n".join(f"  {_explain(fault)}" for fault in error.errors())
+        raise ConfigError(f"{origin}: the configuration is not valid:\n{faults}") from error
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override!r}: write it as section.key=value, such as maskcut.tau=0.2")
+    *sections, name = key.strip().split(".")
+    for section in sections:
+        child = data.setdefault(section, {})
+        if child is None:
+            child = data[section] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section")
+        data = child
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value: {error}") from error
+    plain = isinstance(value, str) and text.strip()[:1] not in {"'", '"'}
+    data[name] = text if plain else value  # a path may hold what YAML takes for a comment
+
+
+def _explain(fault: Any) -> str:
+    key = ".".join(str(part) for part in fault["loc"]) or "(top level)"
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_suggest(fault['loc'])}"
+    if fault["type"] == "missing":
+        return f"{key}: is required"
+    return f"{key}: {fault['msg'].removeprefix('Value error, ')} (got {storage.redact(repr(fault['input']))})"
+
+
+def _suggest(location: tuple[Any, ...]) -> str:
+    """The nearest known key of the same section."""
+    import difflib
+
+    model: Any = Config
+    for part in location[:-1]:
+        model = model.model_fields[part].annotation
+    close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(model.model_fields)}"

@@ -1,0 +1,166 @@
+"""The sections of what makes the labels: the source and the run folder, then stage by stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from model.backbone.names import BACKBONES
+from pipeline.config.section import Section, Uri, Weights
+
+if TYPE_CHECKING:
+    from model.stego_terms import LossTerms
+
+
+def _known_backbone(name: str) -> str:
+    if name not in BACKBONES:
+        raise ValueError(f"is not one of {', '.join(BACKBONES)}")
+    return name
+
+
+BackboneName = Annotated[str, AfterValidator(_known_backbone)]
+
+
+class SourceConfig(Section):
+    uri: Uri  # a folder, one tar or Parquet file, or s3://bucket/prefix
+    format: Literal["auto", "folder", "tar", "parquet"] = "auto"
+    shard_size: int = Field(256, ge=1)  # images a part; what is lost when a worker dies is at most one shard
+    image_column: str = "image"  # Parquet only: bytes, or a struct with a field `bytes`
+    anonymous: bool = False  # read a public bucket without credentials; the run folder keeps those of the user
+
+
+class RunConfig(Section):
+    uri: Uri  # where all parts, artifacts and receipts go
+
+
+class DecodeConfig(Section):
+    max_pixels: int = Field(
+        50_000_000, ge=1, le=178_956_970
+    )  # (Pillow's own limit) larger images become rows with status too_large, never decoded
+    min_side: int = Field(8, ge=1)  # pixels
+
+
+class BackboneConfig(Section):
+    name: BackboneName = "dino_vitb8"
+    weights: Weights = "official"  # official, random:<seed>, or a path, local or s3://
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$")  # pin of the weights file
+
+
+class MaskCutConfig(Section):
+    image_size: int = Field(480, ge=16)  # pixels; made a multiple of the patch
+    resize: Literal["square", "keep_aspect"] = "square"  # square is what was published
+    tau: float = Field(0.15, gt=-1, lt=1)  # cosine similarity above which two patches are joined
+    max_masks: int = Field(3, ge=1, le=64)  # cuts an image
+
+
+class CrfConfig(Section):
+    iterations: int = Field(10, ge=0)
+    gaussian_sxy: float = Field(3.0, gt=0)
+    gaussian_compat: float = Field(7.0, ge=0)
+    bilateral_sxy: float = Field(50.0, gt=0)
+    bilateral_srgb: float = Field(5.0, gt=0)
+    bilateral_compat: float = Field(10.0, ge=0)
+    min_iou: float = Field(0.5, ge=0, le=1)  # a mask that the CRF changes more than this is dropped
+
+
+class EmbeddingConfig(Section):
+    crop_size: int = Field(224, ge=16)  # pixels
+
+
+class ClustersConfig(Section):
+    k: int = Field(300, ge=1)  # instance classes
+    seed: int | None = None  # None: the run's seed
+    spherical: bool = True
+    max_iterations: int = Field(100, ge=1)
+    tolerance: float = Field(1e-4, ge=0)  # relative drop of the inertia at which the iteration stops
+
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Shift = Annotated[float, Field(ge=-2, le=2)]  # the range of similarities that are centred
+
+
+class LossWeights(Section):
+    """Weights of the terms of STEGO's loss; None is the preset's."""
+
+    intra: Weight | None = None  # a photo with itself
+    inter: Weight | None = None  # with one of its neighbours
+    negative: Weight | None = None  # with another photo of the batch
+
+    @model_validator(mode="after")
+    def _something_weighs(self) -> LossWeights:
+        if self.intra == self.inter == self.negative == 0:
+            raise ValueError("are all 0, so there would be nothing to learn")
+        return self
+
+
+class LossShifts(Section):
+    """Similarity of the teacher's features above which STEGO pulls a pair together; None is the preset's."""
+
+    intra: Shift | None = None
+    inter: Shift | None = None
+    negative: Shift | None = None
+
+
+class SemanticsConfig(Section):
+    method: Literal["none", "stego", "datus"] = "none"
+    classes: int = Field(27, ge=1, le=254)  # stuff classes
+    # stego: the fit
+    preset: Literal["cocostuff27_vits", "cocostuff27_vitb", "cityscapes", "potsdam"] = "cocostuff27_vits"
+    weights: LossWeights = LossWeights()  # in place of the preset's, to fit another backbone
+    shifts: LossShifts = LossShifts()  # likewise; the histograms of a fit tell which way
+    crops: Literal["centre", "five"] = "centre"  # of a photo whose teacher features are learnt from
+    neighbours: int = Field(7, ge=1)  # a positive is one of so many most similar photos
+    batch_size: int = Field(16, ge=2)
+    steps: int = Field(5000, ge=1)
+    # Photos fitted to, spread over the source; None: all. COCO-Stuff's training list is 50,000, and 5000 steps of 16
+    # draw 80,000 photos or crops, so that more would hardly be seen. Each costs 1.2 MB (ViT-B/8; five crops: 6 MB).
+    max_images: int | None = Field(50_000, ge=2)
+    # stego: the class maps
+    image_size: int = Field(448, ge=16)  # pixels of the short side
+    flip: bool = True  # average with the mirrored photo
+    crf: bool = True  # STEGO's dense CRF
+    # datus
+    fill_holes: Literal["none", "nearest"] = "none"  # patches of segments too small to have a class
+    refine: Literal["none", "deeplabv3"] = "none"  # a network trained on the maps, whose maps replace them
+    refine_steps: int = Field(4000, ge=1)
+    refine_batch_size: int = Field(16, ge=2)  # a multiple of 4
+    refine_image_size: int = Field(224, ge=16)
+    refine_backbone: Weights | None = None  # path of a DINO ResNet-50; None: random weights
+
+    @model_validator(mode="after")
+    def _refines_datus(self) -> SemanticsConfig:
+        if self.refine != "none" and self.method != "datus":
+            raise ValueError(f"refine {self.refine!r} belongs to method datus, not {self.method!r}")
+        if self.refine_batch_size % 4:
+            raise ValueError(f"refine_batch_size {self.refine_batch_size} is not a multiple of 4")
+        return self
+
+    @model_validator(mode="after")
+    def _sample_fills_a_batch(self) -> SemanticsConfig:
+        items = None if self.max_images is None else self.max_images * (5 if self.crops == "five" else 1)
+        for key, least in (("batch_size", self.batch_size), ("neighbours", self.neighbours + 1)):
+            if self.method == "stego" and items is not None and items < least:
+                raise ValueError(
+                    f"max_images {self.max_images} gives {items} photos or crops, {key} {getattr(self, key)} needs "
+                    f"{least}; raise max_images or lower {key}"
+                )
+        return self
+
+    def loss_terms(self) -> LossTerms:
+        """The preset with those weights and shifts in their place that are given."""
+        from model.stego_terms import PRESETS
+
+        given = {
+            f"{term}_{kind}": value
+            for kind, values in (("weight", self.weights), ("shift", self.shifts))
+            for term, value in values
+            if value is not None
+        }
+        return replace(PRESETS[self.preset], **given)
+
+
+class PanopticConfig(Section):
+    max_cover: float = Field(0.7, ge=0, le=1)  # a stuff class that things cover more than this stays void

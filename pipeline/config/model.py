@@ -1,0 +1,100 @@
+"""The sections of the panoptic model: its network, its training, its predictions, the rounds of self-training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.section import Section, Uri
+
+Count = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=32)]
+
+
+class CopyPasteConfig(Section):
+    """Instances pasted between the photos of a batch (CutLER); not in the published U2Seg."""
+
+    mode: Literal["none", "plain", "semantic"] = "none"  # semantic: half the time crops of the photo's own classes
+    rate: float = Field(1.0, ge=0, le=1)  # share of the photos that receive anything
+    ratio: tuple[float, float] = (0.3, 1.0)  # range of the pasted size, as a share of the photo's sides
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> CopyPasteConfig:
+        if not 0 < self.ratio[0] <= self.ratio[1] <= 1:
+            raise ValueError(f"ratio {self.ratio} needs 0 < low <= high <= 1")
+        return self
+
+
+class NetworkConfig(Section):
+    """The panoptic network; the defaults are the published one, with a ResNet-50."""
+
+    depths: tuple[Count, Count, Count, Count] = (3, 4, 6, 3)  # blocks of the ResNet's stages
+    width: int = Field(64, ge=4)  # channels of its first stage
+    channels: int = Field(256, ge=8)  # of the pyramid
+    box_dim: int = Field(1024, ge=8)  # of the box heads
+    mask_channels: int = Field(256, ge=8)
+    semantic_channels: int = Field(128, ge=32, multiple_of=32)
+    rpn_pre_nms: tuple[Count, Count] = (2000, 1000)  # proposals a level before suppression, in training and test
+    rpn_post_nms: tuple[Count, Count] = (4000, 1000)  # and a photo after it
+    roi_sampled: int = Field(512, ge=8)  # proposals a photo in the losses
+    droploss_threshold: float | None = Field(None, ge=0, lt=1)  # CutLER's DropLoss has 0.01
+
+
+class TrainConfig(Section):
+    """The panoptic model, trained on the labels (U2Seg's published schedule)."""
+
+    steps: int = Field(0, ge=0)  # 0: no model is trained; published: 270000
+    batch_size: int = Field(16, ge=1)  # photos a step, of all workers together
+    rate: float = Field(0.01, gt=0)  # learning rate
+    weight_decay: float = Field(5e-5, ge=0)
+    warmup_steps: int = Field(1000, ge=0)
+    drops: tuple[Count, ...] = (210_000, 250_000)  # steps at which the rate falls
+    drop_factor: float = Field(0.02, gt=0, le=1)  # to this share of it
+    ema: float | None = Field(None, gt=0, lt=1)  # decay of averaged weights, which then are the result
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the forward pass
+    precise_statistics: int = Field(200, ge=0)  # batches after the last step that batch norms take their statistics of
+    short_sides: tuple[Pixels, ...] = Field((240, 320, 480, 640, 672, 704, 736, 768, 800, 1024), min_length=1)  # pixels
+    max_side: Pixels = 1333
+    flip: float = Field(0.5, ge=0, le=1)  # probability
+    copy_paste: CopyPasteConfig = CopyPasteConfig()
+    whole_masks: bool = True  # learn the whole masks of the instances, as published, and not what is visible of them
+    labels: Uri | None = None  # a COCO panoptic JSON of human labels to learn instead of the run's own
+    label_pngs: Uri | None = None  # the folder of its PNGs; None: beside the JSON
+    label_images: Uri | None = None  # the folder of its images
+    fraction: float = Field(1.0, gt=0, le=1)  # of the photos, chosen at random but always the same
+    init: Uri | None = None  # weights to start from: a checkpoint folder, or a .pth or .pkl of detectron2
+    init_classes: Literal["same", "new"] = "same"  # new: the layers that know the classes start at random
+    backbone: Uri | None = None  # ResNet-50 weights for the backbone, such as DINO's
+    network: NetworkConfig = NetworkConfig()
+    threads: int = Field(4, ge=1)  # that read and augment photos, in each worker
+    checkpoint_every: int = Field(1000, ge=1)  # steps
+    picture_every: int = Field(5000, ge=1)  # steps between two looks at what the model sees
+
+    @model_validator(mode="after")
+    def _human_labels_are_whole(self) -> TrainConfig:
+        if (self.labels is None) != (self.label_images is None):
+            raise ValueError("labels and label_images belong together: give both or neither")
+        return self
+
+
+class PredictionsConfig(Section):
+    """What the trained model sees in the source, as parts."""
+
+    enabled: bool = False
+    short: Pixels = 800  # short side
+    max_side: Pixels = 1333
+
+
+Score = Annotated[float, Field(ge=0, le=1)]
+
+
+class SelfTrainingConfig(Section):
+    """CutLER's rounds: sure predictions join the labels, and the model is trained on from its own weights."""
+
+    rounds: int = Field(0, ge=0, le=9)
+    steps: int = Field(80_000, ge=1)  # of each round
+    rate: float = Field(0.005, gt=0)  # learning rate, constant
+    thresholds: tuple[Score, ...] = Field((0.7, 0.65), min_length=1)  # least score, round by round
+    max_iou: float = Field(0.5, ge=0, le=1)  # an old mask that a prediction overlaps more is replaced
+    most: int = Field(30, ge=1)  # predictions a photo

@@ -1,0 +1,176 @@
+"""Connecting to Ray: a local instance of just the size that is needed, or a running cluster, checked before work."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import psutil
+import ray
+import ray.data
+
+from pipeline.config import Config
+from pipeline.config.workers import WorkersConfig
+from pipeline.errors import ConfigError
+
+RECEIPT_STORE_BYTES = 150 * 2**20  # the object store carries receipts, shard numbers and centroids
+
+
+@contextmanager
+def connect(config: Config, address: str | None) -> Iterator[None]:
+    """A Ray connection for the time of the block, with resources checked; one that exists already is kept as it is."""
+    if ray.is_initialized():
+        check_resources(config)
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _quieten_ray()
+    with _keeping_sigterm():
+        if address:
+            _join(address)
+        else:
+            _start_local(config)
+    try:
+        check_resources(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """What the program does on SIGTERM stays: ray.init puts an exit of its own in its place."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"--address: cannot join the Ray cluster {address!r}: {error}; is it running, and reachable from here?"
+        ) from error
+
+
+def _quieten_ray() -> None:
+    """Our own lines tell the progress; Ray's remarks stay in its log files."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for handler in logging.getLogger(ray.data.__name__).handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)
+
+
+def check_resources(config: Config) -> None:
+    """ConfigError with the numbers when the cluster cannot hold the actors that the config asks for, node by node."""
+    workers, nodes = config.workers, _nodes()
+    size, count = workers.size.min, "workers.size" if workers.size.min == workers.size.max else "workers.size.min"
+    _require_custom(workers.resources, nodes)
+    wanted = {
+        "CPU": (workers.cpus, 1, "CPUs", "cpus"),
+        "GPU": (workers.gpus, 1, "GPUs", "gpus"),
+        "memory": (workers.memory_gb * 2**30, 2**30, "GiB of memory", "memory_gb"),
+        **{name: (each, 1, name, f"resources.{name}") for name, each in workers.resources.items()},
+    }
+    for resource, (each, unit, name, key) in wanted.items():
+        total, largest = (pick(node.get(resource, 0) for node in nodes) for pick in (sum, max))
+        have = f"the cluster has {total / unit:.3g}, its largest node {largest / unit:.3g}"
+        if size * each > total or each > largest:
+            raise ConfigError(
+                f"{count} x workers.{key} asks for {size * each / unit:g} {name} in actors of "
+                f"{each / unit:g}, {have}; lower these keys or connect to a larger cluster with --address"
+            )
+    places = _places(nodes, {resource: each for resource, (each, *_) in wanted.items()})
+    if places < size:
+        custom = "".join(f" and {each:g} {name}" for name, each in workers.resources.items())
+        raise ConfigError(
+            f"{count} asks for {size} actors of {workers.cpus:g} CPUs, {workers.gpus:g} GPUs and "
+            f"{workers.memory_gb:g} GiB{custom}, of which the {len(nodes)} nodes hold {places}; lower {count}"
+        )
+    if trains_with_ray(config):
+        require_room(
+            "workers of a training", "workers.train_workers", workers.train_workers, workers.cpus, workers.gpus
+        )
+    if workers.kmeans_device == "cuda" and not any(node.get("GPU", 0) for node in nodes):
+        raise ConfigError("workers.kmeans_device is 'cuda', the cluster has no GPU; set it to cpu")
+
+
+def actors_now(workers: WorkersConfig) -> int:
+    """How many actors of a k-means the cluster has room for at this moment, within `workers.size`."""
+    size = workers.size
+    if size.min == size.max:
+        return size.min
+    wanted = {"CPU": workers.cpus, "memory": workers.memory_gb * 2**30}
+    if workers.kmeans_device == "cuda":
+        wanted["GPU"] = workers.gpus or 1
+    return min(max(_places(_nodes(), wanted), size.min), size.max)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """The resources of each living node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _places(nodes: Sequence[Mapping[str, float]], wanted: Mapping[str, float]) -> int:
+    """How many actors fit the nodes, each of which must lie on one node with all that it asks for."""
+    slack = 1e-6  # 0.3 holds three times 0.1
+    return sum(min(int(node.get(name, 0) / each + slack) for name, each in wanted.items() if each) for node in nodes)
+
+
+def _require_custom(resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> None:
+    offered = sorted({name for node in nodes for name in node if not name.startswith("node:")})
+    for name, each in resources.items():
+        if name not in offered:
+            given = json.dumps({name: max(1, each)})
+            raise ConfigError(
+                f"workers.resources asks for {name!r}, which no node of the cluster has (they have "
+                f"{', '.join(offered)}); correct the name, or start nodes with: ray start --resources='{given}'"
+            )
+
+
+def trains_with_ray(config: Config) -> bool:
+    """Whether a fit of this config has workers of Ray Train."""
+    trained = config.semantics.method == "stego" or config.semantics.refine != "none" or config.train.steps > 0
+    return trained and config.workers.train_workers > 0
+
+
+def require_room(what: str, key: str, count: int, cpus: float, gpus: float) -> None:
+    """ConfigError, with the numbers, unless Ray is there and has room for `count` processes at once: it would wait for
+    ever. `what` they are and under which `key` they are counted goes into the message."""
+    if not ray.is_initialized():
+        raise RuntimeError(f"Ray is not initialised: call ray.init before asking for {count} {what}")
+    for name, each in {"CPU": cpus, "GPU": gpus}.items():
+        found = ray.cluster_resources().get(name, 0)
+        if count * each > found:
+            raise ConfigError(
+                f"{count} {what} of {each:g} {name} need {count * each:g}, the Ray cluster has {found:g}: lower {key}, "
+                f"or add nodes{' or compute on the CPU' if name == 'GPU' else ''}"
+            )
+
+
+def _start_local(config: Config) -> None:
+    """Ray in this machine. CPUs are logical there: as many as the least number of actors asks for, and two to spare."""
+    workers = config.workers
+    needed = workers.size.min * workers.memory_gb
+    installed = psutil.virtual_memory().total / 2**30
+    if needed > installed:
+        raise ConfigError(
+            f"workers.size x workers.memory_gb asks for {needed:g} GiB of memory, this machine has {installed:.3g}; "
+            "lower them"
+        )
+    ray.init(
+        address="local",  # never a cluster that happens to run on this machine: --address names that one
+        num_cpus=max(os.cpu_count() or 1, math.ceil(max(workers.size.min, workers.train_workers) * workers.cpus)) + 2,
+        object_store_memory=RECEIPT_STORE_BYTES,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )

@@ -1,0 +1,264 @@
+"""What every actor of a shard stage does: it loads its model once, then turns shard numbers into parts.
+
+Nothing but the receipt goes back through Ray: an actor reads its inputs, computes and writes the part itself. The same
+object runs without Ray (`InstanceShards(job).run(7)`), which is how tests and benchmarks use it.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import itertools
+import math
+import resource
+import socket
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import Config
+from pipeline.engine.attempts import Attempts
+from pipeline.engine.receipts import Receipt
+from pipeline.engine.stage import Stage
+from pipeline.sources.fetch import load_photo
+from pipeline.sources.index import Index, open_index
+from pipeline.store import storage
+from pipeline.store.weights import local_weights
+from workers.phases import Phases
+from workers.records import ImageRecord, Status, with_metadata
+
+if TYPE_CHECKING:
+    from workers.images import LoadedImage
+
+CRASHED = (
+    "this image, processed alone, killed its worker again and again: out of memory, a crash of native code or a hang; "
+    "delete the part to try once more"
+)
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass(frozen=True, slots=True)
+class StageJob:
+    """What an actor needs to know: small, picklable, the same for all shards of a stage."""
+
+    stage: Stage
+    config: Config
+    index_folder: str
+    inputs: dict[str, Stage]
+    metadata: dict[str, str]  # written into every part
+    teacher: str = ""  # backbone and weights of the run, in a line
+    schema: pa.Schema | None = None  # that every part must have; None: not told
+
+
+class ShardActor(ABC):
+    """One worker of a shard stage. Subclasses say what a shard's table is."""
+
+    uses_device = False  # whether an actor gets the GPUs of `workers.gpus`
+
+    def __init__(self, job: StageJob, ledger: Any = None) -> None:
+        self.job = job
+        self.config = job.config
+        self.attempts = Attempts(ledger, job.config.workers.hang_timeout_s)
+        with self.attempts.attempt() as attempt:
+            if attempt.given_up:
+                raise RuntimeError(attempt.given_up)
+            self.index = open_index(job.index_folder)
+            self.setup()
+
+    @abstractmethod
+    def setup(self) -> None:
+        """Load what all shards share."""
+
+    @abstractmethod
+    def process(self, shard: int, phases: Phases) -> pa.Table:
+        """The table of one shard: one row per image, with a column `status`."""
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Ray Data's entry: shard numbers in, receipts out."""
+        receipts = [self._attempt(int(shard)).to_json() for shard in batch["shard"]]
+        return {"receipt": np.array(receipts, dtype=object)}
+
+    def _attempt(self, shard: int) -> Receipt:
+        with self.attempts.attempt(shard) as attempt:
+            receipt = self.run(shard)
+        return replace(receipt, node=self.attempts.node, attempt=attempt.number)
+
+    def run(self, shard: int) -> Receipt:
+        """Compute and write one part. Whatever goes wrong becomes a failed receipt: the other shards go on."""
+        phases = Phases()
+        started = time.perf_counter()
+        given_up = self.attempts.current.given_up
+        try:
+            content = {"ok": False, "error": given_up} if given_up else self._write(shard, phases)
+        except Exception:
+            content = {"ok": False, "error": storage.redact(traceback.format_exc())}
+        return Receipt(
+            stage=self.job.stage.name,
+            fingerprint=self.job.stage.fingerprint,
+            shard=shard,
+            wall_s=time.perf_counter() - started,
+            seconds=dict(phases.seconds),
+            host=socket.gethostname(),
+            peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            **content,
+        )
+
+    def _write(self, shard: int, phases: Phases) -> dict[str, Any]:
+        table = self.process(shard, phases)
+        wanted = self.job.schema
+        if wanted is not None and not table.schema.equals(wanted):
+            raise TypeError(f"{self.job.stage.name} made a table of {table.schema}, not of its schema {wanted}")
+        with phases("write"):
+            stream = io.BytesIO()
+            pq.write_table(with_metadata(table, self.job.metadata), stream, compression="zstd")
+            storage.write_bytes(self.job.stage.part(shard), stream.getvalue())
+        rows = collections.Counter(table["status"].to_pylist())
+        instances = sum(len(entries) for entries in table["rle"].to_pylist()) if "rle" in table.column_names else 0
+        return {
+            "ok": True,
+            "rows": dict(rows),
+            "instances": instances,
+            "bytes": stream.tell(),
+            "pixels": self.pixels(table),
+        }
+
+    def pixels(self, table: pa.Table) -> dict[str, int]:
+        """Pixels by what they became, for stages that decide it."""
+        return {}
+
+
+class PhotoShards(ShardActor):
+    """An actor that looks at the photos: they are fetched and decoded in threads, ahead of the device."""
+
+    uses_device = True
+
+    def setup(self) -> None:
+        import torch
+
+        from workers.decode import DecodeLimits
+
+        torch.set_num_threads(max(1, math.floor(self.config.workers.cpus)))
+        decode = self.config.decode
+        self._fetcher = self.index.fetcher()
+        self._limits = DecodeLimits(max_pixels=decode.max_pixels, min_side=decode.min_side)
+        self.worker = self.make_worker()
+
+    @abstractmethod
+    def make_worker(self) -> Any:
+        """An object with `process(images, phases) -> table`."""
+
+    def process(self, shard: int, phases: Phases) -> pa.Table:
+        return self.process_records(self.index.records(shard), phases)
+
+    def process_records(self, records: Sequence[ImageRecord], phases: Phases) -> pa.Table:
+        """The worker's table of these photos, one row each, in order."""
+        if self.attempts.current.one_by_one and records:
+            tables = [self.compute([image], records, phases) for image in self._one_by_one(records)]
+            return _unless_source_is_away(pa.concat_tables(tables), self.index)
+        images = ahead(self._load, records, depth=self.config.workers.prefetch)
+        table = self.compute(_timed(self._watched(images), phases, "wait_for_input"), records, phases)
+        return _unless_source_is_away(table, self.index)
+
+    def compute(self, images: Iterable[LoadedImage], records: Sequence[ImageRecord], phases: Phases) -> pa.Table:
+        """The worker's table of these images, which are those of the records or some of them."""
+        return self.worker.process(images, phases)
+
+    def _watched(self, images: Iterable[LoadedImage]) -> Iterator[LoadedImage]:
+        for image in images:
+            self.attempts.touch(image.image_id)
+            yield image
+
+    def _one_by_one(self, records: Sequence[ImageRecord]) -> Iterator[LoadedImage]:
+        """The images of a shard that killed its worker: each is announced before it is fetched."""
+        from workers.images import LoadedImage
+
+        for record in records:
+            if record.image_id in self.attempts.current.crashed:
+                yield LoadedImage(record.image_id, None, Status.CRASHED, CRASHED)
+            else:
+                self.attempts.touch(record.image_id)
+                yield self._load(record)
+        self.attempts.touch(None)
+
+    def load_backbone(self) -> Any:
+        from model.backbone import load_backbone
+
+        backbone = self.config.backbone
+        return load_backbone(
+            backbone.name,
+            local_weights(backbone.weights),
+            device=self.config.workers.device,
+            dtype=backbone.dtype,
+            sha256=backbone.sha256,
+        )
+
+    def _load(self, record: ImageRecord) -> LoadedImage:
+        return load_photo(self._fetcher, record, self._limits)
+
+
+def _unless_source_is_away(table: pa.Table, index: Index) -> pa.Table:
+    """The table, unless photos are missing for a reason that is not theirs: rows would say so for good.
+
+    PermissionError: each of several photos was refused. FileNotFoundError: there is nothing at all at the source.
+    """
+    rows = zip(table["status"].to_pylist(), table["error"].to_pylist(), strict=True)
+    errors = [error for status, error in rows if status == Status.MISSING.value]
+    if not errors:
+        return table
+    if 1 < len(errors) == len(table) and all("PermissionError" in error for error in errors):
+        raise PermissionError(
+            f"all {len(errors)} photos were refused, the first by {errors[0]}; give the workers access to the source "
+            "and run again"
+        )
+    if not index.source_answers():
+        raise FileNotFoundError(
+            f"nothing is at {index.source}, as seen from {socket.gethostname()}: mount or restore the source there and "
+            f"run again ({errors[0]})"
+        )
+    return table
+
+
+def read_part(stage: Stage, shard: int, columns: list[str] | None = None) -> pa.Table:
+    """One part of a shard stage, whole or some columns of it."""
+    return read_columns(stage.part(shard), columns)
+
+
+def read_columns(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """A part, whole or some columns of it; of a remote one only their bytes come."""
+    with storage.open_input(uri, block_size=0) as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
+        return file.read(columns=columns, use_threads=False)
+
+
+def ahead(function: Callable[[T], U], items: Iterable[T], *, depth: int) -> Iterator[U]:
+    """`map(function, items)` with up to `depth` calls under way or waiting, in threads; results in order."""
+    pool = ThreadPoolExecutor(max_workers=min(depth, 8), thread_name_prefix="ahead")
+    remaining = iter(items)
+    queue: collections.deque[Future[U]] = collections.deque()
+    try:
+        for item in itertools.islice(remaining, depth):
+            queue.append(pool.submit(function, item))
+        while queue:
+            result = queue.popleft().result()
+            queue.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _timed(items: Iterable[T], phases: Phases, name: str) -> Iterator[T]:
+    iterator = iter(items)
+    while True:
+        with phases(name):
+            item = next(iterator, None)
+        if item is None:
+            return
+        yield item

@@ -1,0 +1,1 @@
+"""What a user does with a run folder: run, status and plan, clean, submit to a cluster."""

@@ -1,0 +1,258 @@
+"""`u2label run`: take each stage from what is done to all done, and say what failed.
+
+Running the same command again is the recovery: shards whose part is there are not touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Collection
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipeline import __version__
+from pipeline.config import Config
+from pipeline.engine.lease import run_lease
+from pipeline.engine.log import say
+from pipeline.engine.progress import StageProgress
+from pipeline.engine.receipts import Receipt, ReceiptLog
+from pipeline.engine.stage import Stage, index_folder, pending_shards
+from pipeline.errors import ConfigError, StageFailed
+from pipeline.operations.preflight import check_all
+from pipeline.sources.index import Index, build_index, open_index
+from pipeline.stages.base import Definition, FitStage, Run, ShardStage
+from pipeline.stages.latest import LATEST, write_latest
+from pipeline.stages.run import resolve_run
+from pipeline.stages.table import define_stages
+from pipeline.store import storage
+from workers.records import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from pipeline.engine.shards import StageJob
+
+
+@dataclass
+class RunSummary:
+    """What a run did: shards (or artifacts) computed by stage, and the run as it stands."""
+
+    run: Run
+    computed: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        return self.run.stages
+
+
+def run(
+    config: Config,
+    *,
+    stages: Collection[str] | None = None,
+    address: str | None = None,
+    max_failed_fraction: float = 1.0,
+    reindex: bool = False,
+) -> RunSummary:
+    """Do everything that is pending of the named stages. ConfigError before work, StageFailed when shards failed."""
+    defined = define_stages(config)
+    unknown = sorted(set(stages or ()) - set(defined))
+    if unknown:
+        raise ConfigError(f"--stages: {', '.join(unknown)} is unknown; the stages are {', '.join(defined)}")
+    check_all(config)
+    again = storage.failures_as(StageFailed, config.run.uri, "when it answers, run the same command again")
+    with again, run_lease(config.run.uri), ExitStack() as connection:
+        for folder in (config.run.uri, storage.join(config.run.uri, "receipts"), index_folder(config)):
+            storage.remove_litter(folder)  # the lease says that nobody is writing
+        summary = RunSummary(_resolve(config, _index(config, reindex)))
+        this = summary.run
+        for name, stage in this.stages.items():
+            if stages is not None and name not in stages:
+                continue
+            pending = pending_shards(stage)
+            say(_opening(stage, len(pending)), stage=name, fingerprint=stage.fingerprint)
+            if pending:
+                _require_inputs(stage, this)
+                _connect(connection, config, address)
+                _write_latest(this)
+                storage.remove_litter(stage.folder)
+                _do(this.definitions[name], stage, pending, this, max_failed_fraction)
+            storage.remove_litter(stage.folder)  # of workers that were killed while they wrote
+            summary.computed[name] = len(pending)
+        _write_latest(this)
+    return summary
+
+
+def _resolve(config: Config, index: Index) -> Run:
+    errors: tuple[type[Exception], ...] = (*storage.store_errors(config.run.uri), ValueError)
+    try:
+        return resolve_run(config, index)
+    except errors as error:
+        raise ConfigError(str(error)) from error
+
+
+def _index(config: Config, reindex: bool) -> Index:
+    """The index of the source, made the first time (or again, when the source has changed)."""
+    folder = index_folder(config)
+    if not reindex:
+        with contextlib.suppress(FileNotFoundError):
+            return open_index(folder)
+    say(f"index: listing {storage.redact(config.source.uri)}")
+    source = config.source
+    errors: tuple[type[Exception], ...] = (*storage.store_errors(source.uri), ValueError)
+    try:
+        index = build_index(
+            folder,
+            source.uri,
+            source.format,
+            shard_size=source.shard_size,
+            image_column=source.image_column,
+            anonymous=source.anonymous,
+        )
+    except errors as error:
+        raise ConfigError(str(error)) from error
+    say(f"index: {index.images} images in {index.shards} shards; left out: {index.ignored}")
+    return index
+
+
+def _connect(connection: ExitStack, config: Config, address: str | None) -> None:
+    """Start or join Ray when a stage needs it, so that a run with nothing to do is quick; once is enough."""
+    from pipeline.engine.cluster import connect
+
+    connection.enter_context(connect(config, address))
+
+
+def _opening(stage: Stage, pending: int) -> str:
+    where = f"{stage.name} {stage.fingerprint}"
+    if not pending:
+        return f"{where}: done"
+    if stage.kind == "fit":
+        return f"{where}: to fit"
+    return f"{where}: {pending} of {stage.shards} shards to do"
+
+
+def _require_inputs(stage: Stage, run: Run) -> None:
+    for used in (run.stages[name] for name in stage.inputs):
+        missing = len(pending_shards(used))
+        if missing:
+            lacking = "which is not fitted" if used.kind == "fit" else f"{missing} shards of which are missing"
+            raise StageFailed(
+                f"{stage.name} needs the stage {used.name}, {lacking}; run it first, or leave out --stages"
+            )
+
+
+def _do(definition: Definition, stage: Stage, pending: list[int], run: Run, max_failed_fraction: float) -> None:
+    match definition:
+        case FitStage():
+            _fit(definition, stage, run)
+        case ShardStage():
+            _run_shards(definition, stage, pending, run, max_failed_fraction)
+
+
+def _run_shards(definition: ShardStage, stage: Stage, pending: list[int], run: Run, max_failed_fraction: float) -> None:
+    from ray.exceptions import RayError
+
+    from pipeline.engine.metrics import StageMetrics
+    from pipeline.engine.pool import run_shards
+
+    log = ReceiptLog(run.uri, stage.name, stage.fingerprint)
+    failures: list[Receipt] = []
+    try:
+        done = stage.shards - len(pending)
+        metrics = StageMetrics(storage.redact(run.uri), stage.name, done=done, pending=len(pending))
+        receipts = run_shards(definition.actor(), _job(definition, stage, run), pending, run.config.workers)
+        with StageProgress(stage.name, len(pending)) as progress, closing(receipts):
+            for receipt in receipts:
+                log.append(receipt)
+                progress.add(receipt)
+                metrics.add(receipt)
+                failures += [] if receipt.ok else [receipt]
+                if len(failures) > max_failed_fraction * len(pending):
+                    raise StageFailed(f"{stage.name}: stopped early, {len(failures)} shards failed", failures)
+    except RayError as error:  # a worker that cannot start, a cluster that went away
+        raise StageFailed(f"{stage.name}: Ray gave up: {storage.redact(str(error))}", failures) from error
+    finally:
+        log.flush()
+    missing = pending_shards(stage)
+    if missing:
+        raise StageFailed(f"{stage.name}: {len(missing)} of {stage.shards} shards are not done", failures)
+
+
+def _fit(definition: FitStage, stage: Stage, run: Run) -> None:
+    from ray.exceptions import RayError
+
+    failures: tuple[type[Exception], ...] = (ValueError, RuntimeError, RayError, *storage.store_errors(run.uri))
+    started = time.perf_counter()
+    try:
+        said = definition.fit(run, stage)
+    except failures as error:  # too little to fit to, workers that die again and again, a disk that is full
+        message = storage.redact(str(error))
+        _log_fit(stage, run.uri, time.perf_counter() - started, message)
+        raise StageFailed(f"{stage.name}: {message}") from error
+    _log_fit(stage, run.uri, time.perf_counter() - started, None)
+    say(f"{stage.name}: {said}", stage=stage.name)
+
+
+def _log_fit(stage: Stage, run_uri: str, seconds: float, error: str | None) -> None:
+    """The receipt of a fit: its time is that of the attempt that ended it, without those that were killed."""
+    log = ReceiptLog(run_uri, stage.name, stage.fingerprint)
+    receipt = Receipt(
+        stage=stage.name,
+        fingerprint=stage.fingerprint,
+        shard=0,
+        ok=error is None,
+        wall_s=seconds,
+        seconds={"fit": seconds},
+        error=error,
+        host=socket.gethostname(),
+    )
+    log.append(receipt)
+    log.flush()
+
+
+def _job(definition: ShardStage, stage: Stage, run: Run) -> StageJob:
+    from pipeline.engine.shards import StageJob
+
+    return StageJob(
+        stage,
+        _pinned(run),
+        index_folder(run.config),
+        run.stages,
+        _metadata(definition, stage, run),
+        run.teacher or "",
+        definition.schema(run.config),
+    )
+
+
+def _pinned(run: Run) -> Config:
+    """The config with the checksum of the weights that this process read: another node must not have another file."""
+    _, is_file, checksum = (run.teacher or "").partition(" sha256:")
+    if not is_file:
+        return run.config
+    return run.config.model_copy(update={"backbone": run.config.backbone.model_copy(update={"sha256": checksum})})
+
+
+def _metadata(definition: ShardStage, stage: Stage, run: Run) -> dict[str, str]:
+    """Key-value metadata of every part: enough to know what made it."""
+    entries: dict[str, Any] = {
+        "stage": stage.name,
+        "fingerprint": stage.fingerprint,
+        "schema_version": str(SCHEMA_VERSION),
+        "software_version": __version__,
+        "config": run.config.model_dump_json(exclude={"workers"}),
+    }
+    if definition.holds_labels:
+        entries["categories"] = json.dumps(definition.categories(run))
+    return entries
+
+
+def _write_latest(run: Run) -> None:
+    uri = storage.join(run.uri, LATEST)
+    try:
+        write_latest(run.config, {name: stage.fingerprint for name, stage in run.stages.items()}, run.teacher or "")
+    except storage.store_errors(uri) as error:
+        raise StageFailed(
+            f"cannot write {storage.redact(f'{uri}: {error}')}; make room or mend the store, then run the same command "
+            "again"
+        ) from error

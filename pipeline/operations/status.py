@@ -1,0 +1,138 @@
+"""`status` and `plan`: what is done, told by the parts; how fast and how big, told by the receipts."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rich.table import Column, Table
+
+from pipeline.config import Config
+from pipeline.engine.log import stdout_console
+from pipeline.engine.receipts import list_receipts
+from pipeline.engine.status import StageStatus, stage_status
+from pipeline.errors import ConfigError
+from pipeline.stages.base import Run
+from pipeline.stages.run import find_run
+from pipeline.store import storage
+
+AT_A_TIME = 8  # stages that are looked at
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run as it stands. `images` and `shards` are None before the source was indexed."""
+
+    run: str
+    source: str
+    images: int | None
+    shards: int | None
+    workers: int  # the least that a stage has, with which times are reckoned
+    stages: list[StageStatus]
+    most_workers: int  # the most
+
+
+def run_status(config: Config) -> RunStatus:
+    """Reads listings and receipts only. ConfigError when the run folder cannot be read."""
+    with storage.failures_as(ConfigError, config.run.uri, "give access to run.uri, or ask again when it answers"):
+        run = find_run(config)
+        return _not_begun(config) if run is None else status_of(run)
+
+
+def status_of(run: Run) -> RunStatus:
+    """As `run_status`, of a run that is resolved. Errors as the store gives them."""
+    config, listed = run.config, list_receipts(run.uri)
+    with ThreadPoolExecutor(AT_A_TIME) as pool:  # a bucket is asked for all stages at once
+        stages = list(pool.map(lambda stage: stage_status(run.uri, stage, listed), run.stages.values()))
+    return replace(_not_begun(config), images=run.index.images, shards=run.index.shards, stages=stages)
+
+
+def _not_begun(config: Config) -> RunStatus:
+    size = config.workers.size
+    run, source = storage.redact(config.run.uri), storage.redact(config.source.uri)
+    return RunStatus(run, source, None, None, size.min, [], size.max)
+
+
+def print_status(status: RunStatus) -> None:
+    console = stdout_console()
+    if status.images is None:
+        console.print(f"{status.run}: nothing done yet; {status.source} is not indexed", soft_wrap=True)
+        return
+    console.print(
+        f"{status.run}: {status.images} images in {status.shards} shards from {status.source}", soft_wrap=True
+    )
+    columns = ("stage", "fingerprint", "done", "rows", "instances", "images/s a worker", "failed shards")
+    table = Table(*(Column(name, no_wrap=name in {"stage", "fingerprint"}) for name in columns))
+    for stage in status.stages:
+        rate = stage.images_per_worker_second
+        table.add_row(
+            stage.stage,
+            stage.fingerprint,
+            _state(stage) if stage.kind == "fit" else f"{stage.done}/{stage.shards}",
+            ", ".join(f"{count} {name}" for name, count in stage.rows.items()),
+            str(stage.instances) if stage.instances else "",
+            f"{rate:.2f}" if rate else "",
+            ", ".join("the fit" if stage.kind == "fit" else str(shard) for shard in stage.failed[:8]),
+        )
+    console.print(table)
+    for stage in status.stages:
+        total = sum(stage.pixels.values())
+        if total:
+            shares = ", ".join(f"{100 * count / total:.1f} % {kind}" for kind, count in stage.pixels.items())
+            console.print(f"pixels of {stage.stage}: {shares}")
+
+
+def _state(fit: StageStatus) -> str:
+    if fit.done:
+        return "fitted" if fit.fit_seconds is None else f"fitted in {fit.fit_seconds:.0f} s"
+    return "to fit" if fit.progress is None else f"step {fit.progress['step']:.0f} of {fit.progress['steps']:.0f}"
+
+
+def plan_of(status: RunStatus) -> dict[str, Any]:
+    """What is left of each stage, with seconds and bytes where a rate was measured, as plain data."""
+    steps = [asdict(_step(stage, status)) for stage in status.stages]
+    return {"run": status.run, "source": status.source, "images": status.images, "steps": steps}
+
+
+def print_plan(status: RunStatus) -> None:
+    steps = [_step(stage, status) for stage in status.stages]
+    console = stdout_console()
+    if status.images is None:
+        console.print(f"index {status.source}, then every stage; nothing is measured yet", soft_wrap=True)
+        return
+    elastic = f" (up to {status.most_workers})" if status.most_workers > status.workers else ""
+    table = Table("stage", "to do", "images", "time", "size", title=f"{status.workers} workers{elastic}")
+    for stage, step in zip(status.stages, steps, strict=True):
+        fit = stage.kind == "fit"
+        table.add_row(
+            step.stage,
+            _state(stage) if fit else f"{step.pending} of {step.shards}",
+            "" if fit else str(step.images),
+            "not measured" if step.seconds is None else f"{step.seconds:.0f} s",
+            "" if fit else "not measured" if step.bytes is None else f"{step.bytes / 2**20:.1f} MiB",
+        )
+    console.print(table)
+
+
+@dataclass(frozen=True)
+class PlanStep:
+    """What is left of one stage. `seconds` with all workers and `bytes` are None before a rate was measured; a fit is
+    taken to last as long as the last time."""
+
+    stage: str
+    pending: int
+    shards: int
+    images: int
+    seconds: float | None
+    bytes: float | None
+
+
+def _step(stage: StageStatus, status: RunStatus) -> PlanStep:
+    pending = stage.shards - stage.done
+    if stage.kind == "fit":
+        return PlanStep(stage.stage, pending, stage.shards, 0, stage.fit_seconds if pending else 0.0, None)
+    images = round((stage.images or 0) * pending / max(stage.shards, 1))
+    rate, size = stage.images_per_worker_second, stage.bytes_per_image
+    seconds = 0.0 if not pending else images / (rate * status.workers) if rate else None
+    return PlanStep(stage.stage, pending, stage.shards, images, seconds, images * size if size else None)

@@ -1,0 +1,1 @@
+"""Where photos and human labels come from: listed, indexed, fetched, read."""

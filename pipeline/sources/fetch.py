@@ -1,0 +1,193 @@
+"""The encoded bytes of one image: a whole file, a byte range of a tar, or a row of a Parquet column; and its pixels.
+
+A `Fetcher` belongs to one actor and is called from its fetch threads. What `scan` needs to know about the inside of a
+Parquet file (`parquet_rows`) is here too, so that indexing and reading agree on which column is meant.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.store import storage
+from pipeline.store.retries import status_and_code
+from workers.decode import DecodeError, DecodeLimits, decode_image
+from workers.images import LoadedImage
+from workers.records import ImageRecord, Status
+
+FILES_OPEN = 2  # a shard may end in one Parquet file and go on in the next
+READ_AHEAD = 4 << 20  # bytes fetched at a time from a Parquet column, and held
+BATCH_ROWS = 8  # rows decoded at a time from a Parquet column
+BATCHES_HELD = 10  # the window of decoded rows: more than a fetch pool runs ahead (workers.prefetch <= 64)
+# S3 error codes that speak of one object; every other refusal is about the store, the network or the credentials.
+OBJECT_ERRORS = frozenset({"AccessDenied", "403", "InvalidObjectState", "InvalidRange", "416"})
+
+
+class UnreadableRow(OSError):
+    """A row of a Parquet source that is there, in a page that cannot be decoded."""
+
+
+class Fetcher:
+    """Reads the bytes of records. Safe to call from many threads; memory: a window of rows of two Parquet files."""
+
+    def __init__(self, image_column: str = "image", *, anonymous: bool = False) -> None:
+        """`image_column`: the column of a Parquet source; other sources ignore it. `anonymous`: without credentials,
+        from a public bucket. `Index.fetcher` knows both."""
+        self._image_column = image_column
+        self._anonymous = anonymous
+        self._lock = threading.Lock()
+        self._files: OrderedDict[str, ParquetRows] = OrderedDict()
+
+    def fetch(self, record: ImageRecord) -> bytes:
+        """The encoded image; empty for an empty file or a null. `fetch_status` judges what the store raises."""
+        if record.length < 0:
+            return self._parquet_file(record.uri).read(record.offset)
+        if record.offset == 0:  # a tar's members lie behind a header, so this is a file of its own
+            return storage.read_bytes(record.uri, anonymous=self._anonymous)
+        return storage.read_bytes(record.uri, record.offset, record.length, anonymous=self._anonymous)
+
+    def _parquet_file(self, uri: str) -> ParquetRows:
+        with self._lock:
+            if uri not in self._files:
+                self._files[uri] = ParquetRows(uri, self._image_column, anonymous=self._anonymous)
+            self._files.move_to_end(uri)
+            while len(self._files) > FILES_OPEN:
+                self._files.popitem(last=False)  # closed once no thread reads it any more
+            return self._files[uri]
+
+    @staticmethod
+    def fetch_status(record: ImageRecord, error: Exception) -> tuple[Status, str]:
+        """The status and error text of the row of an image that could not be fetched.
+
+        Raises `error` itself when it is not about this one image (no network, expired credentials, a full file table):
+        the shard must fail and be run again, for rows written during an outage would stand for good.
+        """
+        code = status_and_code(error)[1]
+        gone = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | UnreadableRow)
+        forbidden = isinstance(error, PermissionError) and not code
+        short = type(error) is OSError and error.errno is None  # storage.read_bytes
+        if gone or forbidden or short or code in OBJECT_ERRORS:
+            return Status.MISSING, storage.redact(f"{record.uri}: {type(error).__name__}: {error}")
+        raise error
+
+
+def load_photo(fetcher: Fetcher, record: ImageRecord, limits: DecodeLimits) -> LoadedImage:
+    """The pixels, or the status and error of its row. Raises what the store raises when this one photo is not at
+    fault."""
+    try:
+        return LoadedImage(record.image_id, decode_image(fetcher.fetch(record), limits))
+    except DecodeError as error:
+        status, message = error.status, str(error)
+    except storage.store_errors(record.uri) as error:
+        status, message = fetcher.fetch_status(record, error)
+    return LoadedImage(record.image_id, None, status, message)
+
+
+class ParquetRows:
+    """The values of one image column of a file by row number.
+
+    Rows are decoded in order and a window of the latest is kept, so that a pool that asks for them about in order reads
+    every row group once, and a huge row group does not have to fit in memory.
+    """
+
+    def __init__(self, uri: str, column: str, *, anonymous: bool = False) -> None:
+        """Opens the file. UnreadableRow when it is not the Parquet file any more that was indexed."""
+        self._lock = threading.Lock()
+        source = storage.open_input(uri, block_size=0, anonymous=anonymous)
+        try:
+            self._file = pq.ParquetFile(source, buffer_size=READ_AHEAD, pre_buffer=False)
+            self._leaf = image_leaf(uri, self._file.schema_arrow, column)
+        except ValueError as error:  # ArrowInvalid is one too
+            raise UnreadableRow(str(error)) from error
+        footer = self._file.metadata
+        rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])  # first row of each group, and the end
+        self._window: deque[tuple[int, pa.Array]] = deque(maxlen=BATCHES_HELD)  # (first row, values)
+        self._unreadable = range(0)
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._next = self._group_end = 0
+
+    def read(self, row: int) -> bytes:
+        """The bytes of a row, empty for a null. UnreadableRow, and what the store raises."""
+        with self._lock:
+            if row in self._unreadable:
+                raise UnreadableRow(f"row {row} lies in a page that cannot be decoded")
+            if row >= self._starts[-1]:
+                raise UnreadableRow(f"row {row} is not there: the file has {self._starts[-1]} rows")
+            if not self._is_ahead(row):
+                self._window.clear()
+                self._enter(self._group_of(row))
+            while row >= self._next:
+                self._decode_batch()
+            start, values = next((start, values) for start, values in reversed(self._window) if start <= row)
+            return values[row - start].as_py() or b""
+
+    def _enter(self, group: int) -> None:
+        # One group at a time: a reader of several looks ahead, and a broken group would cost the one before it.
+        self._next, self._group_end = int(self._starts[group]), int(self._starts[group + 1])
+        self._batches = self._file.iter_batches(BATCH_ROWS, row_groups=[group], columns=[self._leaf], use_threads=False)
+
+    def _group_of(self, row: int) -> int:
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
+
+    def _is_ahead(self, row: int) -> bool:
+        """Whether the row is in the window or comes without decoding a row group for nothing."""
+        if row < self._next:
+            return bool(self._window) and row >= self._window[0][0]
+        near = row - self._next < BATCH_ROWS * BATCHES_HELD
+        return near or not np.any((self._starts > self._next) & (self._starts <= row))
+
+    def _decode_batch(self) -> None:
+        if self._next == self._group_end:
+            self._enter(self._group_of(self._next))
+        try:
+            values = next(self._batches).column(0)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, StopIteration) as error:
+            self._window.clear()
+            if isinstance(error, OSError) and not _is_arrows(error):
+                self._next = self._group_end = int(self._starts[-1])  # the store failed, not the page: start afresh
+                raise
+            first, self._unreadable, self._next = self._next, range(self._next, self._group_end), self._group_end
+            raise UnreadableRow(f"the page of row {first} cannot be decoded: {str(error).strip()}") from error
+        if pa.types.is_struct(values.type):
+            values = pc.struct_field(values, "bytes")
+        self._window.append((self._next, values))
+        self._next += len(values)
+
+
+def _is_arrows(error: OSError) -> bool:
+    """Whether Arrow made this error of bytes it read, and not the store of bytes it could not read."""
+    return type(error) is OSError and error.errno is None
+
+
+def image_leaf(uri: str, schema: pa.Schema, column: str) -> str:
+    """The dotted name of the Parquet column that holds the bytes: `column`, or its field `bytes` (Hugging Face).
+
+    ValueError lists the columns when `column` is not one of them, or its type when that holds no bytes.
+    """
+    name = storage.redact(uri)
+    if column not in schema.names:
+        raise ValueError(f"source.image_column: {name} has no column '{column}', only {', '.join(schema.names)}")
+    kind = schema.field(column).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        column, kind = f"{column}.bytes", kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)):
+        raise ValueError(f"source.image_column: '{column}' of {name} is {kind}; it must hold the bytes of image files")
+    return column
+
+
+def parquet_rows(uri: str, column: str, *, anonymous: bool = False) -> int:
+    """The number of rows of a Parquet file, from its footer, once `column` is checked. ValueError names the fault."""
+    with storage.open_input(uri, block_size=0, anonymous=anonymous) as source:
+        try:
+            file = pq.ParquetFile(source)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"source.uri: {storage.redact(uri)} is not a whole Parquet file: {error}") from error
+        image_leaf(uri, file.schema_arrow, column)
+        return int(file.metadata.num_rows)

@@ -1,0 +1,1 @@
+"""The stages, one file each or one a method, and the table that they make."""

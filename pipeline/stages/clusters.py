@@ -1,0 +1,54 @@
+"""Embeddings of all masks -> K centroids: the instance classes (U2Seg, arXiv 2312.17243, section 3.2)."""
+
+from __future__ import annotations
+
+from pipeline.config import Config
+from pipeline.engine.fits import kmeans_actors, said_now_and_then
+from pipeline.engine.shards import read_part
+from pipeline.engine.stage import Stage
+from pipeline.stages.base import FitStage, Run
+from pipeline.stages.facts import Content, Facts, sections
+
+
+class Clusters(FitStage):
+    name = "clusters"
+
+    def inputs(self, config: Config) -> tuple[str, ...]:
+        return ("instances",)
+
+    def content(self, config: Config, facts: Facts) -> Content:
+        return {"seed": config.clusters_seed, **sections(config, "clusters")}
+
+    def fit(self, run: Run, stage: Stage) -> str:
+        from model.backbone.names import embedding_dim
+        from pipeline.clusters.artifact import KMeansSettings, write_empty
+        from pipeline.clusters.kmeans import fit_kmeans
+
+        config, instances = run.config, run.stages["instances"]
+        clusters = config.clusters
+        settings = KMeansSettings(
+            k=clusters.k,
+            seed=config.clusters_seed,
+            spherical=clusters.spherical,
+            max_iterations=clusters.max_iterations,
+            tolerance=clusters.tolerance,
+        )
+        if not _has_masks(instances):
+            write_empty(stage.folder, settings, embedding_dim(config.backbone.name))
+            return "no image has a mask, so there are no things; lower maskcut.tau or crf.min_iou to find some"
+        result = fit_kmeans(
+            instances.parts(),
+            stage.folder,
+            settings,
+            **kmeans_actors(config.workers),
+            on_iteration=said_now_and_then(stage.name),
+        )
+        return f"{result.iterations} iterations, inertia {result.inertia[-1]:.6g}"
+
+
+def _has_masks(instances: Stage) -> bool:
+    parts = (read_part(instances, shard, ["area"])["area"] for shard in range(instances.shards))
+    return any(len(areas.combine_chunks().flatten()) for areas in parts)
+
+
+STAGES = (Clusters,)

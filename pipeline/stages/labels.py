@@ -1,0 +1,76 @@
+"""Predictions and the labels before them -> the labels of the next round of self-training (CutLER, section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Self
+
+from pipeline.config import Config
+from pipeline.engine.shards import ShardActor, read_part
+from pipeline.stages.base import ShardStage, round_of, stage_of_round
+from pipeline.stages.facts import Content, Facts
+from workers.records import PREDICTIONS_SCHEMA
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from workers.phases import Phases
+
+
+class SelfLabelShards(ShardActor):
+    """No device, no pixels."""
+
+    def setup(self) -> None:
+        from workers.training.self_training import SelfTrainingParams, SelfTrainingWorker
+
+        config = self.config
+        params = SelfTrainingParams(
+            threshold=_threshold(config, round_of(self.job.stage.name)),
+            max_iou=config.self_training.max_iou,
+            most=config.self_training.most,
+            max_cover=config.panoptic.max_cover,
+        )
+        self._worker = SelfTrainingWorker(params, num_things=config.clusters.k, num_stuff=config.num_stuff)
+
+    def process(self, shard: int, phases: Phases) -> pa.Table:
+        with phases("read"):
+            predictions, *old = (read_part(self.job.inputs[name], shard) for name in self.job.stage.inputs)
+        if round_of(self.job.stage.name) > 1:
+            old = old * 3  # one part that is panoptic, instances and semantics
+        panoptic, instances, semantics = (*old, None)[:3]
+        with phases("merge"):
+            return self._worker.process(predictions, panoptic, instances=instances, semantics=semantics)
+
+
+class SelfLabels(ShardStage):
+    name = "labels"
+    holds_labels = True
+
+    @classmethod
+    def of(cls, config: Config) -> Iterable[Self]:
+        return [cls(number) for number in range(1, config.self_training.rounds + 1)]
+
+    def inputs(self, config: Config) -> tuple[str, ...]:
+        predictions = stage_of_round("predictions", self.round - 1)
+        if self.round > 1:
+            return (predictions, f"labels_{self.round - 1}")
+        return (predictions, "panoptic", "instances", *(("semantics",) if config.num_stuff else ()))
+
+    def content(self, config: Config, facts: Facts) -> Content:
+        settings = config.self_training.model_dump(include={"max_iou", "most"})
+        return {"threshold": _threshold(config, self.round), **settings}
+
+    def schema(self, config: Config) -> pa.Schema:
+        return PREDICTIONS_SCHEMA
+
+    def actor(self) -> type[SelfLabelShards]:
+        return SelfLabelShards
+
+
+def _threshold(config: Config, number: int) -> float:
+    """The least score of a prediction that becomes a label in a round."""
+    thresholds = config.self_training.thresholds
+    return thresholds[min(number, len(thresholds)) - 1]
+
+
+STAGES = (SelfLabels,)

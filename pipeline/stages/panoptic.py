@@ -1,0 +1,79 @@
+"""Instances, their classes and the class maps -> panoptic labels: things painted over stuff (U2Seg, section 3.4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.clusters.artifact import read_centroids
+from pipeline.config import Config
+from pipeline.engine.shards import ShardActor, read_part
+from pipeline.stages.base import ShardStage
+from pipeline.stages.facts import Content, Facts, sections
+from workers.masks import open_png
+from workers.records import PANOPTIC_SCHEMA
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from workers.phases import Phases
+
+
+class PanopticShards(ShardActor):
+    """No device, no pixels."""
+
+    def setup(self) -> None:
+        from workers.panoptic import PanopticWorker
+
+        self._worker = PanopticWorker(
+            read_centroids(self.job.inputs["clusters"].folder),
+            spherical=self.config.clusters.spherical,
+            num_stuff=self.config.num_stuff,
+            max_cover=self.config.panoptic.max_cover,
+            threads=max(1, int(self.config.workers.cpus)),
+        )
+
+    def process(self, shard: int, phases: Phases) -> pa.Table:
+        with phases("read"):
+            records = self.index.records(shard)
+            instances = read_part(self.job.inputs["instances"], shard)
+            maps = None
+            if "semantics" in self.job.stage.inputs:
+                labels = read_part(self.job.inputs["semantics"], shard, ["labels"])["labels"].to_pylist()
+                maps = [None if png is None else np.asarray(open_png(png)) for png in labels]
+        with phases("merge"):
+            return self._worker.process(records, instances, maps)
+
+    def pixels(self, table: pa.Table) -> dict[str, int]:
+        """Pixels of things, of stuff, and void."""
+        counts = {"thing": 0, "stuff": 0, "void": 0}
+        for row in table.select(["height", "width", "panoptic", "segments"]).to_pylist():
+            if row["panoptic"] is not None:
+                areas = {
+                    kind: sum(s["area"] for s in row["segments"] if s["is_thing"] is kind) for kind in (True, False)
+                }
+                counts["thing"] += areas[True]
+                counts["stuff"] += areas[False]
+                counts["void"] += row["height"] * row["width"] - areas[True] - areas[False]
+        return counts
+
+
+class Panoptic(ShardStage):
+    name = "panoptic"
+    holds_labels = True
+
+    def inputs(self, config: Config) -> tuple[str, ...]:
+        return ("instances", "clusters", *(("semantics",) if config.num_stuff else ()))
+
+    def content(self, config: Config, facts: Facts) -> Content:
+        return sections(config, "panoptic")
+
+    def schema(self, config: Config) -> pa.Schema:
+        return PANOPTIC_SCHEMA
+
+    def actor(self) -> type[PanopticShards]:
+        return PanopticShards
+
+
+STAGES = (Panoptic,)

@@ -1,0 +1,72 @@
+"""Photos -> what the trained panoptic model sees in them, as labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from pipeline.config import Config
+from pipeline.engine.shards import PhotoShards
+from pipeline.stages.base import Run, ShardStage, stage_of_round
+from pipeline.stages.facts import Content, Facts
+from workers.records import PREDICTIONS_SCHEMA
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from workers.images import LoadedImage
+    from workers.phases import Phases
+    from workers.records import ImageRecord
+
+
+class PredictionShards(PhotoShards):
+    """Holds the model."""
+
+    def make_worker(self) -> Any:
+        from pipeline.predict.weights import load_weights
+        from workers.predict import PredictWorker
+
+        test, workers = self.config.predictions, self.config.workers
+        (trained,) = self.job.stage.inputs
+        model = load_weights(self.job.inputs[trained].folder).model
+        return PredictWorker(
+            model, device=workers.device, batch_size=workers.batch_size, short=test.short, max_side=test.max_side
+        )
+
+    def compute(self, images: Iterable[LoadedImage], records: Sequence[ImageRecord], phases: Phases) -> pa.Table:
+        return self.worker.process(images, phases, uris={record.image_id: record.uri for record in records})
+
+
+class Predictions(ShardStage):
+    name = "predictions"
+    holds_labels = True
+
+    @classmethod
+    def of(cls, config: Config) -> Iterable[Self]:
+        """Those that are asked for, and those that the next round learns from."""
+        rounds = config.self_training.rounds
+        last = rounds if config.predictions.enabled else rounds - 1
+        return [cls(number) for number in range(last + 1)] if config.train.steps else []
+
+    def inputs(self, config: Config) -> tuple[str, ...]:
+        return (stage_of_round("train", self.round),)
+
+    def content(self, config: Config, facts: Facts) -> Content:
+        looked_at = {key: facts.photos()[key] for key in ("index", "shard_size", "decode")}
+        return {"test": config.predictions.model_dump(exclude={"enabled"}), **looked_at}
+
+    def schema(self, config: Config) -> pa.Schema:
+        return PREDICTIONS_SCHEMA
+
+    def actor(self) -> type[PredictionShards]:
+        return PredictionShards
+
+    def categories(self, run: Run) -> list[dict[str, Any]]:
+        """Those that the model was trained on, which may be human ones."""
+        from pipeline.predict.weights import read_categories
+
+        (trained,) = self.inputs(run.config)
+        return read_categories(run.stages[trained].folder)
+
+
+STAGES = (Predictions,)

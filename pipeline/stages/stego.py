@@ -1,0 +1,167 @@
+"""STEGO (arXiv 2203.08414): a sample's teacher features -> a head and a cluster probe -> class maps of all photos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Self
+
+from pipeline.config import Config
+from pipeline.engine.fits import device_of_fits, fit_threads
+from pipeline.engine.progress import FitProgress
+from pipeline.engine.shards import PhotoShards
+from pipeline.engine.stage import Stage
+from pipeline.semantics.stego_sample import sample_size, sampled_rows
+from pipeline.sources.index import Index
+from pipeline.stages.base import FitStage, Run, ShardStage
+from pipeline.stages.facts import Content, Facts
+from workers.records import FEATURES_SCHEMA, SEMANTICS_SCHEMA
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from workers.phases import Phases
+
+
+class FeatureShards(PhotoShards):
+    """Photos -> the teacher's patch features that STEGO learns from. Photos outside the sample are never fetched."""
+
+    def make_worker(self) -> Any:
+        from workers.semantics.stego import TeacherParams, TeacherWorker
+
+        params = TeacherParams(crops=self.config.semantics.crops)
+        workers = self.config.workers
+        return TeacherWorker(self.load_backbone(), params, device=workers.device, batch_size=workers.batch_size)
+
+    def process(self, shard: int, phases: Phases) -> pa.Table:
+        from workers.semantics.stego import with_rows_left_out
+
+        index, records = self.index, self.index.records(shard)
+        rows = sampled_rows(
+            shard * index.shard_size,
+            len(records),
+            images=index.images,
+            wanted=_sample_size(self.config, index),
+            seed=self.config.seed,
+        )
+        table = self.process_records([records[row] for row in rows], phases)
+        return with_rows_left_out(table, [record.image_id for record in records], rows)
+
+
+class StegoShards(PhotoShards):
+    """Photos -> class maps of the fitted head."""
+
+    def make_worker(self) -> Any:
+        from pipeline.semantics.stego import load_stego
+        from workers.crf import STEGO
+        from workers.semantics.stego import ClassMapParams, StegoWorker
+
+        semantics, workers = self.config.semantics, self.config.workers
+        folder = self.job.inputs["semantics_fit"].folder
+        fitted = load_stego(folder, teacher=self.job.teacher, classes=semantics.classes)
+        params = ClassMapParams(semantics.image_size, semantics.flip, crf=STEGO if semantics.crf else None)
+        return StegoWorker(
+            self.load_backbone(),
+            fitted.head,
+            fitted.probe,
+            params,
+            device=workers.device,
+            batch_size=workers.batch_size,
+        )
+
+
+class Features(ShardStage):
+    name = "features"
+    after = ("clusters",)
+
+    @classmethod
+    def of(cls, config: Config) -> Iterable[Self]:
+        return [cls()] if config.semantics.method == "stego" else []
+
+    def content(self, config: Config, facts: Facts) -> Content:
+        wanted = _sample_size(config, facts.index)
+        some = None if wanted == facts.index.images else {"images": wanted, "seed": config.seed}
+        return facts.photos() | {"crops": config.semantics.crops, "sample": some}
+
+    def images(self, config: Config, index: Index) -> int:
+        return _sample_size(config, index)
+
+    def schema(self, config: Config) -> pa.Schema:
+        return FEATURES_SCHEMA
+
+    def actor(self) -> type[FeatureShards]:
+        return FeatureShards
+
+
+class StegoFit(FitStage):
+    name = "semantics_fit"
+
+    @classmethod
+    def of(cls, config: Config) -> Iterable[Self]:
+        return [cls()] if config.semantics.method == "stego" else []
+
+    def inputs(self, config: Config) -> tuple[str, ...]:
+        return ("features",)
+
+    def content(self, config: Config, facts: Facts) -> Content:
+        semantics = config.semantics
+        fit = semantics.model_dump(include={"classes", "neighbours", "batch_size", "steps", "max_images"})
+        terms = asdict(semantics.loss_terms())  # a preset is what its numbers are
+        return {"method": "stego", "seed": config.seed, **fit, "terms": terms}
+
+    def fit(self, run: Run, stage: Stage) -> str:
+        from pipeline.semantics.stego import fit_stego
+        from pipeline.semantics.stego_job import StegoSettings
+
+        semantics, workers = run.config.semantics, run.config.workers
+        settings = StegoSettings(
+            classes=semantics.classes,
+            terms=semantics.loss_terms(),
+            neighbours=semantics.neighbours,
+            batch_size=semantics.batch_size,
+            steps=semantics.steps,
+            seed=run.config.seed,
+            max_images=semantics.max_images,
+        )
+        # A step is many small products, which more threads do not make faster.
+        with FitProgress(stage.name, settings.steps) as progress, fit_threads(workers, workers.cpus) as cpus:
+            fitted = fit_stego(
+                run.stages["features"].parts(),
+                stage.folder,
+                settings,
+                teacher=run.teacher or "",
+                num_workers=workers.train_workers,
+                device=device_of_fits(workers),
+                cpus_per_worker=cpus,
+                gpus_per_worker=workers.gpus,
+                on_log=lambda entry: progress.update(int(entry["step"]), entry["correspondence"]),
+            )
+        return f"{semantics.steps} steps, loss {fitted.record['history'][-1]['correspondence']:.4g}"
+
+
+class StegoMaps(ShardStage):
+    name = "semantics"
+
+    @classmethod
+    def of(cls, config: Config) -> Iterable[Self]:
+        return [cls()] if config.semantics.method == "stego" else []
+
+    def inputs(self, config: Config) -> tuple[str, ...]:
+        return ("semantics_fit",)
+
+    def content(self, config: Config, facts: Facts) -> Content:
+        return config.semantics.model_dump(include={"image_size", "flip", "crf"})
+
+    def schema(self, config: Config) -> pa.Schema:
+        return SEMANTICS_SCHEMA
+
+    def actor(self) -> type[StegoShards]:
+        return StegoShards
+
+
+def _sample_size(config: Config, index: Index) -> int:
+    """How many photos of the source get features."""
+    return sample_size(index.images, config.semantics.max_images)
+
+
+STAGES = (Features, StegoFit, StegoMaps)

@@ -1,0 +1,80 @@
+"""The stage table: which stages a config asks for, in which order, and under which fingerprint each lies.
+
+Every module of this package that has a tuple `STAGES` adds its stages; nothing lists their names. The order is that of
+their inputs. What a stage's fingerprint covers it says itself (`pipeline.stages.base`).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from graphlib import TopologicalSorter
+
+from pipeline import stages
+from pipeline.config import Config
+from pipeline.engine.stage import Stage, digest
+from pipeline.sources.index import Index
+from pipeline.stages.base import Definition, ShardStage
+from pipeline.stages.facts import Facts
+from pipeline.store import storage
+from workers.records import SCHEMA_VERSION
+
+
+@functools.cache
+def all_stages() -> tuple[type[Definition], ...]:
+    """Every stage there is."""
+    modules = (
+        importlib.import_module(f"{stages.__name__}.{found.name}") for found in pkgutil.iter_modules(stages.__path__)
+    )
+    return tuple(stage for module in modules for stage in getattr(module, "STAGES", ()))
+
+
+def is_stage(name: str) -> bool:
+    """Whether a folder of a run has the name of a stage, in whatever round."""
+    base, _, number = name.rpartition("_")
+    names = {stage.name for stage in all_stages()}
+    return name in names or (base in names and number.isdecimal())
+
+
+def define_stages(config: Config) -> dict[str, Definition]:
+    """The stages that the config asks for by name, in the order they run."""
+    asked = {stage.full_name: stage for kind in all_stages() for stage in kind.of(config)}
+    graph = {name: {*stage.inputs(config), *stage.after} & asked.keys() for name, stage in asked.items()}
+    sorter, ordered = TopologicalSorter(graph), list[str]()
+    sorter.prepare()
+    while sorter:
+        ready = sorted(sorter.get_ready())
+        ordered += ready
+        sorter.done(*ready)
+    return {name: asked[name] for name in ordered}
+
+
+def resolve_stages(config: Config, index: Index, *, download: bool = True) -> dict[str, Stage]:
+    """Every stage of the config by name, in the order they run. Reads the weights files for their checksums; official
+    weights are fetched the first time if `download`, else FileNotFoundError."""
+    return resolve(config, index, define_stages(config), Facts(config, index, download=download))
+
+
+def resolve(config: Config, index: Index, defined: dict[str, Definition], facts: Facts) -> dict[str, Stage]:
+    """The stages as they lie in the run folder."""
+    table: dict[str, Stage] = {}
+    for name, stage in defined.items():
+        inputs = stage.inputs(config)
+        covered = {
+            "stage": name,
+            "version": stage.version,
+            "schema": SCHEMA_VERSION,
+            **{used: table[used].fingerprint for used in inputs},
+            **stage.content(config, facts),
+        }
+        images = stage.images(config, index) if isinstance(stage, ShardStage) else None
+        table[name] = place(config, stage, digest(covered), index.shards, images)
+    return table
+
+
+def place(config: Config, stage: Definition, fingerprint: str, shards: int, images: int | None) -> Stage:
+    """A stage of this config with a fingerprint that is known."""
+    name = stage.full_name
+    folder = storage.join(config.run.uri, name, fingerprint)
+    return Stage(name, stage.kind, fingerprint, folder, shards, stage.inputs(config), images)

@@ -1,0 +1,144 @@
+"""The panoptic model, trained on the run's labels or on human ones, and trained on in rounds of self-training (U2Seg,
+section 3.5; CutLER, section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Self
+
+from pipeline.config import Config
+from pipeline.engine.fits import device_of_fits, fit_threads
+from pipeline.engine.progress import FitProgress
+from pipeline.engine.stage import Stage
+from pipeline.stages.base import FitStage, Run, categories, stage_of_round
+from pipeline.stages.facts import Content, Facts
+
+if TYPE_CHECKING:
+    from pipeline.train.job import TrainSettings
+    from pipeline.train.photos import TrainingPhotos
+    from workers.training.copy_paste import CopyPaste
+
+
+class Train(FitStage):
+    name = "train"
+    after = ("panoptic",)
+
+    @classmethod
+    def of(cls, config: Config) -> Iterable[Self]:
+        return [cls(number) for number in range(config.self_training.rounds + 1)] if config.train.steps else []
+
+    def inputs(self, config: Config) -> tuple[str, ...]:
+        train = config.train
+        if self.round:
+            return (f"labels_{self.round}", stage_of_round("train", self.round - 1))
+        if train.labels is not None:
+            return ()
+        return ("panoptic", "instances") if train.whole_masks else ("panoptic",)
+
+    def content(self, config: Config, facts: Facts) -> Content:
+        how = {"threads", "checkpoint_every", "picture_every"}
+        files = {"labels", "label_pngs", "label_images", "init", "backbone"}  # those that decide go by their checksums
+        fit = {"seed": config.seed, "train": config.train.model_dump(exclude=how | files)}
+        if self.round:
+            return {"self_training": config.self_training.model_dump(include={"steps", "rate"}), **fit}
+        train = config.train
+        human = {} if train.labels is None else {"labels": facts.checksum("train.labels", train.labels)}
+        weights = {
+            "init": facts.checksum("train.init", train.init and _identifying_file(train.init)),
+            "backbone": facts.checksum("train.backbone", train.backbone),
+        }
+        return {**fit, **human, **weights}
+
+    def fit(self, run: Run, stage: Stage) -> str:
+        from pipeline.train.coco_photos import CocoPhotos
+        from pipeline.train.fit import fit_panoptic
+
+        photos, settings = self._photos(run), self._settings(run)
+        train, workers, steps = run.config.train, run.config.workers, settings.optimisation.steps
+        with FitProgress(stage.name, steps) as progress, fit_threads(workers) as cpus:
+            result = fit_panoptic(
+                photos,
+                stage.folder,
+                settings,
+                num_workers=workers.train_workers,
+                device=device_of_fits(workers),
+                cpus_per_worker=cpus,
+                gpus_per_worker=workers.gpus,
+                threads=train.threads,
+                checkpoint_every=train.checkpoint_every,
+                picture_every=train.picture_every,
+                config={"categories": photos.categories if isinstance(photos, CocoPhotos) else categories(run.config)},
+                on_log=lambda entry: progress.update(int(entry["step"]), entry["total"]),
+            )
+        return f"{steps} steps on {len(photos)} photos, loss {result.loss:.4g}"
+
+    def _photos(self, run: Run) -> TrainingPhotos:
+        """What is learnt from. ConfigError: labels that cannot be read."""
+        from pipeline.train.coco_photos import CocoPhotos
+        from pipeline.train.photos import Labels, PhotosOfLabels
+
+        config, train = run.config, run.config.train
+        if train.labels is not None and train.label_images is not None:
+            return CocoPhotos(
+                train.labels, train.label_images, pngs=train.label_pngs, limits=run.limits, fraction=train.fraction
+            )
+        panoptic = run.stages[self.inputs(config)[0]]
+        whole = (panoptic if self.round else run.stages["instances"]) if train.whole_masks else None
+        labels = Labels(panoptic.parts(), whole.parts() if whole else (), panoptic.fingerprint)
+        return PhotosOfLabels(
+            run.index,
+            labels,
+            num_things=config.clusters.k,
+            num_stuff=config.num_stuff,
+            limits=run.limits,
+            fraction=train.fraction,
+        )
+
+    def _settings(self, run: Run) -> TrainSettings:
+        from pipeline.train.job import TrainSettings
+        from workers.training.trainer import Optimisation
+
+        train, again, later = run.config.train, run.config.self_training, self.round > 0
+        optimisation = Optimisation(
+            steps=again.steps if later else train.steps,
+            batch_size=train.batch_size,
+            rate=again.rate if later else train.rate,
+            weight_decay=train.weight_decay,
+            warmup_steps=train.warmup_steps,
+            drops=() if later else train.drops,
+            drop_factor=train.drop_factor,
+            ema=train.ema,
+            precision=train.precision,
+            seed=run.config.seed,
+        )
+        before = run.stages[stage_of_round("train", self.round - 1)].folder if later else train.init
+        return TrainSettings(
+            optimisation,
+            train.network.model_dump(),
+            short_sides=train.short_sides,
+            max_side=train.max_side,
+            flip=train.flip,
+            copy_paste=_copy_paste(run.config),
+            precise_statistics=train.precise_statistics,
+            init=before,
+            init_classes="same" if later else train.init_classes,
+            backbone=None if later else train.backbone,
+        )
+
+
+def _copy_paste(config: Config) -> CopyPaste | None:
+    from workers.training.copy_paste import CopyPaste
+
+    paste = config.train.copy_paste
+    if paste.mode == "none":
+        return None
+    return CopyPaste(paste.rate, paste.ratio, semantic_aware=0.5 if paste.mode == "semantic" else 0.0)
+
+
+def _identifying_file(uri: str) -> str:
+    from pipeline.predict.weights import identifying_file  # loads torch, which a look at a run can do without
+
+    return identifying_file(uri)
+
+
+STAGES = (Train,)

@@ -1,0 +1,1 @@
+"""Files and objects: every read and write, local or remote."""

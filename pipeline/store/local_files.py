@@ -1,0 +1,80 @@
+"""What `pipeline.store.storage` needs of local disks beyond `open`: files that are replaced whole, taken away by one
+process alone, and listed in the byte order of whole paths. Nothing else imports this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+TEMPORARY = ".tmp-"  # prefix of a file that is being written; never a part
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `target` when the block ends, and goes when the block raises."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(target)
+    try:
+        with temporary.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+
+
+def take_away(path: Path) -> bytes:
+    """Remove a file and return what it held. FileNotFoundError when another process was faster."""
+    aside = _beside(path)
+    path.rename(aside)
+    data = aside.read_bytes()
+    aside.unlink()
+    return data
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex}")
+
+
+def walk(root: Path) -> Iterator[tuple[str, int]]:
+    """The path below `root` and the bytes of every file, in the byte order of the paths."""
+    return _walk(root, "", frozenset())
+
+
+def _walk(root: Path, prefix: str, parents: frozenset[str]) -> Iterator[tuple[str, int]]:
+    here = os.path.realpath(root / prefix)
+    if here in parents:  # a link to a folder above itself
+        return
+    with os.scandir(root / prefix) as scan:
+        # A folder sorts as its name and a slash, so that the order is that of whole keys in a bucket.
+        names = sorted(os.fsencode(entry.name) + b"/" * _is_folder(entry) for entry in scan)
+    for name in map(os.fsdecode, names):
+        if name.endswith("/"):
+            yield from _walk(root, prefix + name, parents | {here})
+        elif (size := _regular_size(root / prefix / name)) is not None:
+            yield prefix + name, size
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _regular_size(path: Path) -> int | None:
+    """Bytes of a regular file, 0 of a link that leads nowhere, None of a pipe, socket or device."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else None

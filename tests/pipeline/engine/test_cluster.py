@@ -1,0 +1,75 @@
+"""Actors must fit the nodes, not only the sum of them: Ray would wait for ever for a place that cannot exist."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+
+from pipeline.config import Config
+from pipeline.engine.cluster import actors_now, check_resources
+from pipeline.errors import ConfigError
+
+GIB = 2**30
+
+
+def config(**workers: object) -> Config:
+    return Config.model_validate({"source": {"uri": "/a"}, "run": {"uri": "/b"}, "workers": workers})
+
+
+@pytest.fixture
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes of 2 CPUs and 4 GiB, one with a GPU and a custom resource, and a dead one that does not count."""
+    resources = [{"CPU": 2, "memory": 4 * GIB}, {"CPU": 2, "memory": 4 * GIB, "GPU": 1, "fast": 1}]
+    nodes = [{"Alive": True, "Resources": r} for r in resources] + [{"Alive": False, "Resources": {"CPU": 64}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+
+
+@pytest.mark.usefixtures("two_nodes")
+def test_what_fits_is_accepted() -> None:
+    check_resources(config(size=4, cpus=1, memory_gb=2))
+    check_resources(config(size=1, cpus=2, memory_gb=4, device="cuda", gpus=1, kmeans_device="cuda"))
+    check_resources(config(size={"min": 4, "max": 100}, cpus=1, memory_gb=2))
+    check_resources(config(size=2, cpus=1, memory_gb=2, resources={"fast": 0.5}))
+
+
+@pytest.mark.usefixtures("two_nodes")
+def test_k_means_has_as_many_actors_as_fit_now_within_the_range() -> None:
+    assert actors_now(config(size=2, memory_gb=1).workers) == 2
+    assert [actors_now(config(size=size, memory_gb=1).workers) for size in ({"max": 3}, {"max": 9})] == [3, 4]
+    assert actors_now(config(size={"min": 6, "max": 9}, memory_gb=1).workers) == 6
+    assert actors_now(config(size={"max": 9}, memory_gb=1, kmeans_device="cuda").workers) == 1
+
+
+@pytest.mark.usefixtures("two_nodes")
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        ({"size": 1, "cpus": 3}, r"workers.cpus asks for 3 CPUs in actors of 3, the cluster has 4, its largest node 2"),
+        ({"size": 5, "cpus": 1, "memory_gb": 0.1}, r"asks for 5 CPUs"),
+        ({"size": 1, "memory_gb": 6}, r"workers.memory_gb asks for 6 GiB of memory in actors of 6"),
+        ({"size": 2, "device": "cuda", "gpus": 1}, r"workers.gpus asks for 2 GPUs"),
+        ({"size": 3, "cpus": 1, "memory_gb": 2.5}, r"workers.size asks for 3 actors .* the 2 nodes hold 2"),
+        ({"size": {"min": 5, "max": 9}, "memory_gb": 0.1}, r"workers.size.min x workers.cpus asks for 5 CPUs"),
+        (
+            {"resources": {"slow": 0.01}},
+            r"asks for 'slow', which no node .*CPU, GPU, fast.*--resources='{\"slow\": 1}'",
+        ),
+        (
+            {"size": 2, "memory_gb": 1, "resources": {"fast": 1}},
+            r"workers.resources.fast asks for 2 fast in actors of 1",
+        ),
+        (
+            {"size": 4, "memory_gb": 1, "resources": {"fast": 0.1}},
+            r"4 actors .* and 0.1 fast, of which the 2 nodes hold 2",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_numbers(workers: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_resources(config(**workers))
+
+
+def test_k_means_on_a_gpu_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4, "memory": 8 * GIB}}])
+    with pytest.raises(ConfigError, match=r"workers.kmeans_device is 'cuda'"):
+        check_resources(config(kmeans_device="cuda"))

@@ -1,0 +1,178 @@
+"""`status` and `plan` from listings and receipts, without any part's content."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from model.backbone.names import OFFICIAL_URLS
+from pipeline.config import Config
+from pipeline.engine.fit_progress import write_progress
+from pipeline.engine.receipts import Receipt, ReceiptLog
+from pipeline.engine.stage import index_folder
+from pipeline.errors import ConfigError, StageFailed
+from pipeline.operations import run as runner
+from pipeline.operations import status as status_module
+from pipeline.operations.run import _log_fit, _write_latest
+from pipeline.operations.status import StageStatus, _step, print_plan, print_status, run_status
+from pipeline.sources.index import build_index, open_index
+from pipeline.stages.table import resolve_stages
+
+ANOTHER = "0123456789ab"  # fingerprint
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(10):
+        (photos / f"{i}.jpg").write_bytes(b"photo")
+    config = Config.model_validate(
+        {
+            "source": {"uri": str(photos), "shard_size": 2},
+            "run": {"uri": str(tmp_path / "run")},
+            "backbone": {"name": "patch-dct", "weights": "random:0"},
+            "workers": {"size": 2},
+        }
+    )
+    build_index(index_folder(config), config.source.uri, shard_size=2)
+    return config
+
+
+def add_receipts(config: Config, fingerprint: str, done: int) -> None:
+    log = ReceiptLog(config.run.uri, "instances", fingerprint)
+    for shard in range(done):
+        log.append(Receipt("instances", fingerprint, shard, True, 4.0, {"ok": 2}, {"crf": 1.0}, 3, 1000))
+    log.append(Receipt("instances", fingerprint, done, False, 1.0, error="Traceback\nValueError: planted"))
+    log.flush()
+
+
+def test_what_others_leave_among_the_receipts_is_said_and_left_out(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = resolve_stages(config, open_index(index_folder(config)))["instances"]
+    add_receipts(config, stage.fingerprint, 1)
+    receipts = Path(config.run.uri) / "receipts"
+    (receipts / "instances-notes.jsonl").write_text("mine")
+    later = json.loads(Receipt("instances", stage.fingerprint, 4, False, 1.0).to_json()) | {"of_a_later_version": 1}
+    wrong_type = json.dumps(json.loads(Receipt("instances", stage.fingerprint, 3, True, 1.0).to_json()) | {"rows": 3})
+    lines = [json.dumps(later), '{"bad": 1}', "[]", "half a li", wrong_type[:80]]
+    (receipts / f"instances-{stage.fingerprint}-{10**19}.jsonl").write_text("\n".join(lines))
+    assert run_status(config).stages[0].failed == [1, 4]
+    said = [line.rsplit("no receipt: ")[-1] for line in capsys.readouterr().err.splitlines()]
+    assert said == [f"{line!r}; left out" for line in lines[1:]]
+
+
+def test_weights_that_are_only_on_the_cluster_are_those_of_the_last_run(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    official = config.model_copy(
+        update={"backbone": config.backbone.model_copy(update={"name": "dino_vits8", "weights": "official"})}
+    )
+    with pytest.raises(ConfigError, match=r"backbone\.weights: 'official' is not on this machine, and no run with it"):
+        run_status(official)
+    checkpoint = tmp_path / "empty/hub/checkpoints" / OFFICIAL_URLS["dino_vits8"].rsplit("/", 1)[1]
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"weights")
+    table = resolve_stages(official, open_index(index_folder(official)))
+    _write_latest(official, table)
+    checkpoint.unlink()
+    assert [stage.fingerprint for stage in run_status(official).stages] == [s.fingerprint for s in table.values()]
+    another = official.model_copy(update={"backbone": official.backbone.model_copy(update={"name": "dino_vitb8"})})
+    with pytest.raises(ConfigError, match="no run with it"):
+        run_status(another)
+
+
+def test_a_store_that_fails_under_way_is_named(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object, **__: object) -> set[int]:
+        raise ConnectionResetError("the line is cut")
+
+    monkeypatch.setattr(status_module, "done_shards", away)
+    with pytest.raises(ConfigError, match="run: ConnectionResetError: the line is cut; give access"):
+        run_status(config)
+    monkeypatch.setattr(runner, "done_shards", away)
+    monkeypatch.setattr(runner, "check_all", lambda config: None)
+    with pytest.raises(StageFailed, match="run: ConnectionResetError: the line is cut; when it answers, run the same"):
+        runner.run(config)
+
+
+def test_counts_rates_and_failures(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = resolve_stages(config, open_index(index_folder(config)))["instances"]
+    Path(stage.folder).mkdir(parents=True)
+    for shard in range(3):
+        Path(stage.part(shard)).write_bytes(b"PAR1....PAR1")
+    add_receipts(config, stage.fingerprint, 3)
+    status = run_status(config)
+    instances = status.stages[0]
+    assert (status.images, status.shards, instances.done, instances.shards) == (10, 5, 3, 5)
+    assert (instances.rows, instances.instances, instances.failed) == ({"ok": 6}, 9, [3])
+    assert instances.images_per_worker_second == pytest.approx(0.5)
+    assert instances.seconds == {"crf": 3.0}
+    step = _step(instances, status)
+    assert (step.pending, step.images, step.seconds, step.bytes) == (2, 4, 4.0, 2000.0)  # two workers at 0.5 images/s
+    print_status(status)
+    print_plan(status)
+    printed = capsys.readouterr().out
+    assert "3/5" in printed
+    assert "2 of 5" in printed
+
+
+def stego(config: Config, max_images: int | None) -> Config:
+    semantics = {"method": "stego", "max_images": max_images, "batch_size": 2, "neighbours": 1}
+    return Config.model_validate(config.model_dump() | {"semantics": semantics})
+
+
+def test_features_are_planned_for_the_sample_alone(config: Config) -> None:
+    status = run_status(stego(config, 4))
+    features = next(stage for stage in status.stages if stage.stage == "features")
+    assert (features.images, features.shards) == (5, 5)
+    log = ReceiptLog(config.run.uri, "features", ANOTHER)
+    for shard in range(5):
+        log.append(Receipt("features", ANOTHER, shard, True, 2.0, {"ok": 1, "not_sampled": 1}, bytes=1000))
+    log.flush()
+    status = run_status(stego(config, 4))
+    features = next(stage for stage in status.stages if stage.stage == "features")
+    step = _step(features, status)
+    assert (features.images_per_worker_second, features.bytes_per_image) == (0.5, 1000.0)
+    assert (step.images, step.seconds, step.bytes) == (5, 5.0, 5000.0)  # two workers
+
+
+def test_a_fit_is_told_by_its_step_then_by_its_time(
+    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # of the terminal
+    config = stego(config, None)
+
+    def fit() -> StageStatus:
+        status = run_status(config)
+        print_status(status)
+        print_plan(status)
+        return next(stage for stage in status.stages if stage.stage == "semantics_fit")
+
+    stage = resolve_stages(config, open_index(index_folder(config)))["semantics_fit"]
+    assert (fit().fit_seconds, fit().progress) == (None, None)
+    assert "to fit" in capsys.readouterr().out
+    write_progress(stage.folder, 5000, {"step": 300, "correspondence": 0.5})
+    assert fit().progress == {"step": 300, "correspondence": 0.5, "steps": 5000}
+    assert "step 300 of 5000" in capsys.readouterr().out
+    _log_fit(stage, config, 3.0, "too few images")
+    assert fit().failed == [0]
+    assert "the fit" in capsys.readouterr().out
+    _log_fit(stage, config, 42.0, None)
+    Path(stage.folder, "artifact.json").write_text("{}")
+    done = fit()
+    assert (done.fit_seconds, done.seconds, done.failed, done.progress) == (42.0, {"fit": 42.0}, [], None)
+    assert capsys.readouterr().out.count("fitted in 42 s") == 2
+    other = run_status(Config.model_validate(config.model_dump() | {"seed": 1}))
+    waiting = next(stage for stage in other.stages if stage.stage == "semantics_fit")
+    assert (waiting.done, _step(waiting, other).seconds) == (0, 42.0)  # as long as the last time
+
+
+def test_a_plan_for_other_settings_uses_the_rates_of_the_last_run(config: Config) -> None:
+    add_receipts(config, ANOTHER, 5)
+    instances = run_status(config).stages[0]
+    assert (instances.done, instances.rows) == (0, {})
+    assert instances.images_per_worker_second == pytest.approx(0.5)

@@ -1,0 +1,37 @@
+"""The fingerprints of version 0.1: a run folder of that time must be found done by all later versions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import Config
+from pipeline.sources.index import Ignored, Index
+from pipeline.stages.table import resolve_stages
+
+PINNED: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("fingerprints.json").read_text())
+FILES = {"labels.json": b"labels", "init.pth": b"init", "backbone.pth": b"backbone", "refine.pth": b"refine"}
+INDEX = Index("/run/index/x", 3, 1000, 400, "folder", "image", "d" * 64, "/photos", Ignored())
+
+
+@pytest.mark.parametrize("case", PINNED)
+def test_stages_keep_their_order_inputs_and_fingerprints(case: str, tmp_path: Path) -> None:
+    pinned = PINNED[case]
+    for name, content in {**FILES, "vit.pth": b"vit"}.items():
+        (tmp_path / name).write_bytes(content)
+    changes = json.loads(json.dumps(pinned["config"]).replace("FILES", str(tmp_path)))
+    base = {
+        "source": {"uri": "/photos"},
+        "run": {"uri": "/run"},
+        "backbone": {"name": "patch-dct", "weights": "random:0"},
+    }
+    table = resolve_stages(Config.model_validate(base | changes), INDEX)
+    assert {name: stage.fingerprint for name, stage in table.items()} == pinned["stages"]
+    assert list(table) == list(pinned["stages"])
+    assert {name: list(stage.inputs) for name, stage in table.items() if stage.inputs} == pinned["inputs"]
+    assert [name for name, stage in table.items() if stage.kind == "fit"] == pinned["fits"]
+    few = {name: stage.images for name, stage in table.items() if stage.images not in (None, INDEX.images)}
+    assert few == pinned["images"]

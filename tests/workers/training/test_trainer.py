@@ -1,0 +1,170 @@
+"""One training step: schedule, clipping, decay, statistics, what resumes, and what two processes share."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from model.panoptic.network import PanopticCascadeRCNN
+from model.panoptic.targets import Target
+from model.ranks import Ranks
+from tests.tiny_panoptic import NETWORK
+from workers.training.trainer import (
+    Batch,
+    LossNotFinite,
+    Optimisation,
+    PanopticTrainer,
+    clip_each,
+    parameter_groups,
+    precise_statistics,
+)
+
+SETTINGS = Optimisation(steps=20, batch_size=4)
+
+
+def tiny_model() -> PanopticCascadeRCNN:
+    torch.manual_seed(0)
+    return PanopticCascadeRCNN(3, 2, **NETWORK)
+
+
+def item(number: int) -> tuple[torch.Tensor, Target]:
+    """An image of noise with 0, 1 or 2 squares, one of them in another size than the others."""
+    generator = torch.Generator().manual_seed(number)
+    height, width, count = 64 + 8 * (number % 3), 96, number % 3
+    image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+    boxes = [[5 + 20 * k, 8 + 10 * k, 30 + 20 * k, 38 + 10 * k] for k in range(count)]
+    masks = torch.zeros(count, height, width, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+        mask[y0:y1, x0:x1] = True
+    semantic = torch.ones(height, width, dtype=torch.uint8)
+    semantic[:5] = 255 if number % 2 else 2
+    return image, Target(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.arange(count), masks, semantic)
+
+
+def batch(step: int, ranks: Ranks) -> Batch:
+    rows = ranks.rows(4)
+    images, targets = zip(*(item(4 * step + place) for place in range(rows.start, rows.stop)), strict=True)
+    return Batch(images, targets, [f"photo-{place}" for place in range(rows.start, rows.stop)], rows.start)
+
+
+def run(ranks: Ranks, settings: Optimisation, steps: int) -> tuple[PanopticTrainer, list[float]]:
+    trainer = PanopticTrainer(tiny_model(), settings, device="cpu", ranks=ranks)
+    return trainer, [trainer.advance(batch(step, ranks))["total"] for step in range(steps)]
+
+
+def test_the_rate_warms_up_and_drops() -> None:
+    published = Optimisation()
+    assert published.rate_at(0) == pytest.approx(1e-5)
+    assert published.rate_at(500) == pytest.approx(0.01 * (0.5 * 0.001 + 0.5))
+    assert [published.rate_at(step) for step in (1000, 209_999, 210_000, 250_000)] == pytest.approx(
+        [0.01, 0.01, 2e-4, 4e-6]
+    )
+
+
+def test_each_tensor_is_clipped_by_itself() -> None:
+    small, large = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    small.grad, large.grad = torch.tensor([0.3, 0.4]), torch.tensor([30.0, 40.0])
+    clip_each([small, large], 1.0)
+    torch.testing.assert_close(small.grad, torch.tensor([0.3, 0.4]))
+    torch.testing.assert_close(large.grad, torch.tensor([0.6, 0.8]))
+
+
+def test_norms_have_no_decay_and_biases_have() -> None:
+    model = tiny_model()
+    plain, normed = parameter_groups(model, 5e-5)
+    assert (plain["weight_decay"], normed["weight_decay"]) == (5e-5, 0.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert all(".norm." in names[id(parameter)] for parameter in normed["params"])
+    assert not any(".norm." in names[id(parameter)] for parameter in plain["params"])
+    assert len(plain["params"]) + len(normed["params"]) == len(names)
+
+
+def test_a_training_that_goes_on_is_the_same_bit_for_bit() -> None:
+    settings = replace(SETTINGS, warmup_steps=2, ema=0.5)
+    unbroken, _ = run(Ranks(), settings, 4)
+    first, _ = run(Ranks(), settings, 2)
+    second = PanopticTrainer(tiny_model(), settings, device="cpu", ranks=Ranks())
+    second.load_state(first.state())
+    for step in (2, 3):
+        second.advance(batch(step, Ranks()))
+    for name, values in unbroken.best_model().state_dict().items():
+        assert torch.equal(values, second.best_model().state_dict()[name]), name
+
+
+def test_averaged_weights_lag_behind() -> None:
+    trainer, _ = run(Ranks(), replace(SETTINGS, warmup_steps=0, ema=0.9), 2)
+    name = "backbone.bottom_up.res2.0.conv1.weight"
+    start, now, mean = (m.state_dict()[name] for m in (tiny_model(), trainer.model, trainer.best_model()))
+    assert 0 < (mean - start).norm() < (now - start).norm()
+
+
+def test_a_loss_that_is_not_finite_names_the_images_and_changes_nothing() -> None:
+    trainer = PanopticTrainer(tiny_model(), SETTINGS, device="cpu", ranks=Ranks())
+    with torch.no_grad():
+        trainer.model.sem_seg_head.predictor.bias.fill_(math.nan)
+    before = trainer.model.backbone.fpn_lateral2.weight.clone()
+    with pytest.raises(LossNotFinite, match=r"step 1: .*loss_sem_seg nan.*photo-0, photo-1, photo-2, photo-3"):
+        trainer.advance(batch(0, Ranks()))
+    assert torch.equal(trainer.model.backbone.fpn_lateral2.weight, before)
+
+
+def test_precise_statistics_are_the_mean_over_the_batches() -> None:
+    model, images = tiny_model(), [[item(n)[0] for n in pair] for pair in ((0, 3), (1, 4))]
+    norm = model.backbone.bottom_up.stem.conv1.norm
+    precise_statistics(model, images, Ranks())
+    with torch.no_grad():
+        inputs = [torch.nn.Conv2d.forward(_without_norm(model), model.prepare(batch)) for batch in images]
+    expected = torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0)
+    torch.testing.assert_close(norm.running_mean, expected, rtol=1e-4, atol=1e-5)
+    assert norm.momentum == 0.1
+
+
+def _without_norm(model: PanopticCascadeRCNN) -> torch.nn.Conv2d:
+    conv = torch.nn.Conv2d(3, 8, 7, 2, 3, bias=False)
+    conv.weight = model.backbone.bottom_up.stem.conv1.weight
+    return conv
+
+
+def test_bfloat16_learns_too() -> None:
+    _, losses = run(Ranks(), replace(SETTINGS, precision="bfloat16", warmup_steps=0), 3)
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"steps": 0}, "train.steps"), ({"rate": 0.0}, "train.rate"), ({"ema": 1.0}, "train.ema")],
+)
+def test_settings_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Optimisation(**options)  # type: ignore[arg-type]
+
+
+def _process(rank: int, port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    trainer, losses = run(Ranks(rank, 2), SETTINGS, 20)
+    torch.save({"losses": losses, "state": trainer.model.state_dict()}, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_losses_of_one_on_the_same_batches(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_process, (port, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    alone, losses = run(Ranks(), SETTINGS, 20)
+    assert first["losses"] == second["losses"]
+    torch.testing.assert_close(torch.tensor(first["losses"]), torch.tensor(losses), rtol=1e-3, atol=0)
+    for name, values in alone.model.state_dict().items():
+        torch.testing.assert_close(first["state"][name], values, rtol=0, atol=2e-3, msg=name)
+        assert torch.equal(first["state"][name], second["state"][name]), name

@@ -1,0 +1,1 @@
+"""Class maps of stuff: what one worker does to one shard, by method."""

@@ -1,0 +1,1 @@
+"""Learning from labels: samples, augmentation, the trainer, self-training."""
