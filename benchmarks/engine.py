@@ -86,7 +86,7 @@ def main() -> None:
         job = job_for(source, Path(folder) / "run", options)
         torch.set_num_threads(options.cpus)
         loops, engines = [], []
-        with connect(job.config, None):
+        with connect(job.config.workers, None):
             for _ in range(options.repeats):
                 engines.append(through_engine(job))
                 loops.append(in_a_loop(job))

@@ -60,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         job = job_for(Path(folder), options.workers)
-        with connect(job.config, None):
+        with connect(job.config.workers, None):
             before, start = psutil.Process().memory_info().rss, time.perf_counter()
             times, done = [], set()
             for receipt in run_shards(NoWorkShards, job, range(options.shards), job.config.workers):

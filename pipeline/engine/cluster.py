@@ -15,7 +15,6 @@ import psutil
 import ray
 import ray.data
 
-from pipeline.config import Config
 from pipeline.config.workers import WorkersConfig
 from pipeline.errors import ConfigError
 
@@ -23,10 +22,13 @@ RECEIPT_STORE_BYTES = 150 * 2**20  # the object store carries receipts, shard nu
 
 
 @contextmanager
-def connect(config: Config, address: str | None) -> Iterator[None]:
-    """A Ray connection for the time of the block, with resources checked; one that exists already is kept as it is."""
+def connect(workers: WorkersConfig, address: str | None, *, trains: bool = False) -> Iterator[None]:
+    """A Ray connection for the time of the block, with resources checked; one that exists already is kept as it is.
+
+    `trains`: a fit will want `workers.train_workers` processes.
+    """
     if ray.is_initialized():
-        check_resources(config)
+        check_resources(workers, trains=trains)
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -35,9 +37,9 @@ def connect(config: Config, address: str | None) -> Iterator[None]:
         if address:
             _join(address)
         else:
-            _start_local(config)
+            _start_local(workers)
     try:
-        check_resources(config)
+        check_resources(workers, trains=trains)
         yield
     finally:
         ray.shutdown()
@@ -69,9 +71,9 @@ def _quieten_ray() -> None:
             handler.setLevel(logging.ERROR)
 
 
-def check_resources(config: Config) -> None:
-    """ConfigError with the numbers when the cluster cannot hold the actors that the config asks for, node by node."""
-    workers, nodes = config.workers, _nodes()
+def check_resources(workers: WorkersConfig, *, trains: bool = False) -> None:
+    """ConfigError with the numbers when the cluster cannot hold the actors that are asked for, node by node."""
+    nodes = _nodes()
     size, count = workers.size.min, "workers.size" if workers.size.min == workers.size.max else "workers.size.min"
     _require_custom(workers.resources, nodes)
     wanted = {
@@ -95,7 +97,7 @@ def check_resources(config: Config) -> None:
             f"{count} asks for {size} actors of {workers.cpus:g} CPUs, {workers.gpus:g} GPUs and "
             f"{workers.memory_gb:g} GiB{custom}, of which the {len(nodes)} nodes hold {places}; lower {count}"
         )
-    if trains_with_ray(config):
+    if trains and workers.train_workers:
         require_room(
             "workers of a training", "workers.train_workers", workers.train_workers, workers.cpus, workers.gpus
         )
@@ -136,12 +138,6 @@ def _require_custom(resources: Mapping[str, float], nodes: Sequence[Mapping[str,
             )
 
 
-def trains_with_ray(config: Config) -> bool:
-    """Whether a fit of this config has workers of Ray Train."""
-    trained = config.semantics.method == "stego" or config.semantics.refine != "none" or config.train.steps > 0
-    return trained and config.workers.train_workers > 0
-
-
 def require_room(what: str, key: str, count: int, cpus: float, gpus: float) -> None:
     """ConfigError, with the numbers, unless Ray is there and has room for `count` processes at once: it would wait for
     ever. `what` they are and under which `key` they are counted goes into the message."""
@@ -156,9 +152,8 @@ def require_room(what: str, key: str, count: int, cpus: float, gpus: float) -> N
             )
 
 
-def _start_local(config: Config) -> None:
+def _start_local(workers: WorkersConfig) -> None:
     """Ray in this machine. CPUs are logical there: as many as the least number of actors asks for, and two to spare."""
-    workers = config.workers
     needed = workers.size.min * workers.memory_gb
     installed = psutil.virtual_memory().total / 2**30
     if needed > installed:

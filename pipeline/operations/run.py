@@ -74,7 +74,7 @@ def run(
             say(_opening(stage, len(pending)), stage=name, fingerprint=stage.fingerprint)
             if pending:
                 _require_inputs(stage, this)
-                _connect(connection, config, address)
+                _connect(connection, this, address)
                 _write_latest(this)
                 storage.remove_litter(stage.folder)
                 _do(this.definitions[name], stage, pending, this, max_failed_fraction)
@@ -116,11 +116,12 @@ def _index(config: Config, reindex: bool) -> Index:
     return index
 
 
-def _connect(connection: ExitStack, config: Config, address: str | None) -> None:
+def _connect(connection: ExitStack, run: Run, address: str | None) -> None:
     """Start or join Ray when a stage needs it, so that a run with nothing to do is quick; once is enough."""
     from pipeline.engine.cluster import connect
 
-    connection.enter_context(connect(config, address))
+    trains = any(isinstance(stage, FitStage) and stage.trains for stage in run.definitions.values())
+    connection.enter_context(connect(run.config.workers, address, trains=trains))
 
 
 def _opening(stage: Stage, pending: int) -> str:

@@ -119,6 +119,7 @@ class FitStage(Definition):
     """A stage with one artifact: a reduction over all parts of its inputs."""
 
     kind = "fit"
+    trains: ClassVar[bool] = False  # a network, with `workers.train_workers` processes of Ray Train where there are any
 
     @abstractmethod
     def fit(self, run: Run, stage: Stage) -> str:

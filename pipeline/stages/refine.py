@@ -32,6 +32,7 @@ class RefineShards(PhotoShards):
 
 class RefineFit(FitStage):
     name = "refine_fit"
+    trains = True
 
     @classmethod
     def of(cls, config: Config) -> Iterable[Self]:

@@ -95,6 +95,7 @@ class Features(ShardStage):
 
 class StegoFit(FitStage):
     name = "semantics_fit"
+    trains = True
 
     @classmethod
     def of(cls, config: Config) -> Iterable[Self]:

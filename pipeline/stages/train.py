@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 class Train(FitStage):
     name = "train"
+    trains = True
     after = ("panoptic",)
 
     @classmethod

@@ -47,7 +47,7 @@ def main(address: str, config_file: str, marks: str, *actors: str) -> None:
     index = build_index(index_folder(config), config.source.uri, shard_size=config.source.shard_size)
     table = resolve_stages(config, index)
     job = StageJob(table["instances"], config, index_folder(config), table, {"marks": marks})
-    with connect(config, address):
+    with connect(config.workers, address):
         for actor in actors:
             for receipt in run_shards(globals()[actor], job, range(index.shards), config.workers):
                 print(receipt.to_json(), flush=True)

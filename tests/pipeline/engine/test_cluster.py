@@ -26,10 +26,10 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("two_nodes")
 def test_what_fits_is_accepted() -> None:
-    check_resources(config(size=4, cpus=1, memory_gb=2))
-    check_resources(config(size=1, cpus=2, memory_gb=4, device="cuda", gpus=1, kmeans_device="cuda"))
-    check_resources(config(size={"min": 4, "max": 100}, cpus=1, memory_gb=2))
-    check_resources(config(size=2, cpus=1, memory_gb=2, resources={"fast": 0.5}))
+    check_resources(config(size=4, cpus=1, memory_gb=2).workers)
+    check_resources(config(size=1, cpus=2, memory_gb=4, device="cuda", gpus=1, kmeans_device="cuda").workers)
+    check_resources(config(size={"min": 4, "max": 100}, cpus=1, memory_gb=2).workers)
+    check_resources(config(size=2, cpus=1, memory_gb=2, resources={"fast": 0.5}).workers)
 
 
 @pytest.mark.usefixtures("two_nodes")
@@ -66,10 +66,10 @@ def test_k_means_has_as_many_actors_as_fit_now_within_the_range() -> None:
 )
 def test_what_does_not_fit_is_refused_with_the_numbers(workers: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_resources(config(**workers))
+        check_resources(config(**workers).workers)
 
 
 def test_k_means_on_a_gpu_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4, "memory": 8 * GIB}}])
     with pytest.raises(ConfigError, match=r"workers.kmeans_device is 'cuda'"):
-        check_resources(config(kmeans_device="cuda"))
+        check_resources(config(kmeans_device="cuda").workers)
