@@ -28,7 +28,7 @@ import yaml
 from machine import describe_machine, publish
 from ray.cluster_utils import Cluster
 
-from pipeline.demo.scenes import write_scenes
+from pipeline.operations.demo.scenes import write_scenes
 from tests.conftest import KEYS
 from tests.fault_proxy import SLOW_DOWN, FaultProxy, Reset, Rule
 from tests.faults import Victim, damage, remove_run, rows, small_cluster, small_disk, torment

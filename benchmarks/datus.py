@@ -25,7 +25,7 @@ from machine import describe_machine
 from PIL import Image
 
 from model.backbone import Backbone, load_backbone
-from pipeline.demo.scenes import make_scene
+from pipeline.operations.demo.scenes import make_scene
 from workers.embeddings import embed_crops, to_images
 from workers.semantics.datus import resize_bicubic, segment_crop
 from workers.semantics.louvain import SegmentFinder, affinity_graph, communities, connected_segments

@@ -19,11 +19,11 @@ import torch
 from machine import describe_machine, publish
 
 from pipeline.config import Config
-from pipeline.demo.scenes import write_scenes
 from pipeline.engine.cluster import connect
 from pipeline.engine.pool import run_shards
 from pipeline.engine.shards import StageJob
 from pipeline.engine.stage import index_folder
+from pipeline.operations.demo.scenes import write_scenes
 from pipeline.sources.index import build_index
 from pipeline.stages.instances import InstanceShards
 from pipeline.stages.table import resolve_stages

@@ -20,11 +20,11 @@ import pyarrow as pa
 from machine import describe_machine, publish
 
 from pipeline.config import Config
-from pipeline.demo.scenes import write_scenes
 from pipeline.engine.cluster import connect
 from pipeline.engine.pool import run_shards
 from pipeline.engine.shards import ShardActor, StageJob
 from pipeline.engine.stage import index_folder
+from pipeline.operations.demo.scenes import write_scenes
 from pipeline.sources.index import build_index
 from pipeline.stages.table import resolve_stages
 from workers.phases import Phases

@@ -20,7 +20,7 @@ import torch
 from machine import describe_machine, publish
 
 from model.backbone import load_backbone
-from pipeline.demo.scenes import make_scene
+from pipeline.operations.demo.scenes import make_scene
 from workers.maskcut import Cut, cut_from_vector, maskcut_stages
 
 EPS = 1e-5

@@ -26,7 +26,7 @@ from model.checkpoint.files import load_checkpoint
 from model.metrics.instances import InstanceAP, instance_of
 from model.metrics.panoptic import PanopticQuality
 from model.panoptic.network import PanopticCascadeRCNN, test_size
-from pipeline.demo.scenes import write_scenes
+from pipeline.operations.demo.scenes import write_scenes
 from pipeline.train.coco_photos import CocoPhotos
 from pipeline.train.fit import fit_panoptic
 from pipeline.train.job import TrainSettings

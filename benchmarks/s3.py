@@ -30,9 +30,9 @@ from machine import describe_machine, publish
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the proxy of the tests
 
 from pipeline.config import Config
-from pipeline.demo.scenes import write_scenes
 from pipeline.engine.shards import StageJob, ahead
 from pipeline.engine.stage import index_folder
+from pipeline.operations.demo.scenes import write_scenes
 from pipeline.sources.index import build_index
 from pipeline.stages.instances import InstanceShards
 from pipeline.stages.table import resolve_stages

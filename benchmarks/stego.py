@@ -24,7 +24,7 @@ from machine import describe_machine
 from model.backbone import load_backbone
 from model.ranks import Ranks
 from model.stego import ClusterProbe, StegoHead
-from pipeline.demo.scenes import make_scene
+from pipeline.operations.demo.scenes import make_scene
 from pipeline.semantics.stego import StegoSettings
 from pipeline.semantics.stego_train import Trainer
 from workers.crf import STEGO

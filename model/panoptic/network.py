@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,95 +69,92 @@ class Prediction:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """What the network is beside its numbers of classes; the defaults are U2Seg's."""
+
+    depths: Sequence[int] = (3, 4, 6, 3)  # blocks of the ResNet's stages
+    width: int = 64  # channels of its first stage
+    channels: int = 256  # of the pyramid
+    box_dim: int = 1024  # of the box heads
+    mask_channels: int = 256
+    semantic_channels: int = 128
+    anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512)  # pixels a side, on p2 .. p6
+    anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0)  # height / width
+    rpn_ious: tuple[float, float] = (0.3, 0.7)  # an anchor below the first is background, from the second an object
+    rpn_sampled: int = 256  # anchors an image in the loss
+    rpn_positive: float = 0.5  # the largest fraction of objects among them
+    rpn_pre_nms: tuple[int, int] = (2000, 1000)  # proposals a level before suppression, in training and test
+    rpn_post_nms: tuple[int, int] = (4000, 1000)  # and an image after it
+    rpn_nms: float = 0.65  # IoU above which a proposal is suppressed
+    roi_ious: Sequence[float] = (0.5, 0.6, 0.7)  # from which a proposal is an object, in each stage
+    roi_sampled: int = 512  # proposals an image in the losses
+    roi_positive: float = 0.25
+    droploss_threshold: float | None = None  # IoU up to which a box is not punished for its class (DropLoss); None: 0
+    score_threshold: float = 0.05  # of the detections
+    nms_threshold: float = 0.5
+    detections_per_image: int = 100
+    semantic_weight: float = 0.5  # of the semantic loss
+    combine_overlap: float = 0.5  # these three: see `CombineSettings`
+    combine_stuff_area: int = 4096
+    combine_confidence: float = 0.5
+
+    def proposals(self, strides: Sequence[int], choose: Choose) -> RPN:
+        return RPN(
+            self.channels,
+            strides=strides,
+            sizes=self.anchor_sizes,
+            ratios=self.anchor_ratios,
+            label_ious=self.rpn_ious,
+            sampled=self.rpn_sampled,
+            positive_fraction=self.rpn_positive,
+            pre_nms=self.rpn_pre_nms,
+            post_nms=self.rpn_post_nms,
+            nms_threshold=self.rpn_nms,
+            choose=choose,
+        )
+
+    def heads(self, num_things: int, choose: Choose) -> CascadeRoIHeads:
+        return CascadeRoIHeads(
+            self.channels,
+            num_things,
+            dim=self.box_dim,
+            mask_channels=self.mask_channels,
+            label_ious=self.roi_ious,
+            sampled=self.roi_sampled,
+            positive_fraction=self.roi_positive,
+            droploss_threshold=self.droploss_threshold,
+            score_threshold=self.score_threshold,
+            nms_threshold=self.nms_threshold,
+            detections_per_image=self.detections_per_image,
+            choose=choose,
+        )
+
+
 class PanopticCascadeRCNN(nn.Module):
     """Images -> losses (`forward`) or instances, stuff and their panoptic map (`predict`).
 
     Args:
         num_things: K, clusters of instances. num_stuff: S, stuff classes; the semantic head has S + 1 channels.
-        depths, width: of the ResNet. channels, box_dim, mask_channels, semantic_channels: of pyramid and heads.
-        anchor_sizes, anchor_ratios: side in pixels on p2 .. p6, and height / width.
-        rpn_ious: an anchor below the first is background, from the second an object. rpn_sampled, rpn_positive:
-            anchors an image in the loss, and their largest fraction of objects.
-        rpn_pre_nms, rpn_post_nms: proposals a level before and an image after suppression, (training, test).
-        rpn_nms: IoU above which a proposal is suppressed.
-        roi_ious: from which a proposal is an object, in each stage. roi_sampled, roi_positive: as of the anchors.
-        droploss_threshold: None, or the IoU up to which a predicted box is not punished for its class (DropLoss).
-        score_threshold, nms_threshold, detections_per_image: of the detections.
-        semantic_weight: of the semantic loss.
-        combine_overlap, combine_stuff_area, combine_confidence: see `CombineSettings`.
         choose: how the samples of the losses are drawn.
+        settings: the fields of `NetworkSettings`; TypeError for another name.
     """
 
-    def __init__(
-        self,
-        num_things: int,
-        num_stuff: int,
-        *,
-        depths: Sequence[int] = (3, 4, 6, 3),
-        width: int = 64,
-        channels: int = 256,
-        box_dim: int = 1024,
-        mask_channels: int = 256,
-        semantic_channels: int = 128,
-        anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
-        anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
-        rpn_ious: tuple[float, float] = (0.3, 0.7),
-        rpn_sampled: int = 256,
-        rpn_positive: float = 0.5,
-        rpn_pre_nms: tuple[int, int] = (2000, 1000),
-        rpn_post_nms: tuple[int, int] = (4000, 1000),
-        rpn_nms: float = 0.65,
-        roi_ious: Sequence[float] = (0.5, 0.6, 0.7),
-        roi_sampled: int = 512,
-        roi_positive: float = 0.25,
-        droploss_threshold: float | None = None,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        detections_per_image: int = 100,
-        semantic_weight: float = 0.5,
-        combine_overlap: float = 0.5,
-        combine_stuff_area: int = 4096,
-        combine_confidence: float = 0.5,
-        choose: Choose = random_choice,
-    ) -> None:
+    def __init__(self, num_things: int, num_stuff: int, *, choose: Choose = random_choice, **settings: Any) -> None:
         super().__init__()
         if num_things < 1 or not 0 <= num_stuff <= MOST_STUFF:
             raise ValueError(f"need num_things >= 1 and num_stuff in 0..{MOST_STUFF}, got {num_things}, {num_stuff}")
-        self.num_things, self.num_stuff, self.semantic_weight = num_things, num_stuff, semantic_weight
-        self.combine = CombineSettings(combine_overlap, combine_stuff_area, combine_confidence)
+        chosen = NetworkSettings(**settings)
+        self.num_things, self.num_stuff, self.semantic_weight = num_things, num_stuff, chosen.semantic_weight
+        self.combine = CombineSettings(chosen.combine_overlap, chosen.combine_stuff_area, chosen.combine_confidence)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN)[:, None, None], persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD)[:, None, None], persistent=False)
-        self.backbone = FPN(ResNet(depths=depths, width=width), channels=channels)
-        self.proposal_generator = RPN(
-            channels,
-            strides=self.backbone.strides,
-            sizes=anchor_sizes,
-            ratios=anchor_ratios,
-            label_ious=rpn_ious,
-            sampled=rpn_sampled,
-            positive_fraction=rpn_positive,
-            pre_nms=rpn_pre_nms,
-            post_nms=rpn_post_nms,
-            nms_threshold=rpn_nms,
-            choose=choose,
-        )
-        self.roi_heads = CascadeRoIHeads(
-            channels,
-            num_things,
-            dim=box_dim,
-            mask_channels=mask_channels,
-            label_ious=roi_ious,
-            sampled=roi_sampled,
-            positive_fraction=roi_positive,
-            droploss_threshold=droploss_threshold,
-            score_threshold=score_threshold,
-            nms_threshold=nms_threshold,
-            detections_per_image=detections_per_image,
-            choose=choose,
-        )
-        self.sem_seg_head = SemanticHead(channels, num_stuff + 1, channels=semantic_channels)
+        self.backbone = FPN(ResNet(depths=chosen.depths, width=chosen.width), channels=chosen.channels)
+        self.proposal_generator = chosen.proposals(self.backbone.strides, choose)
+        self.roi_heads = chosen.heads(num_things, choose)
+        self.sem_seg_head = SemanticHead(chosen.channels, num_stuff + 1, channels=chosen.semantic_channels)
 
     def forward(
         self,

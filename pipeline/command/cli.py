@@ -119,7 +119,7 @@ def demo(
 ) -> None:
     """Generate scenes with known truth, label them without looking at it, and score the labels."""
     with user_errors(as_json), stop_on_sigterm():
-        from pipeline.demo.run import print_demo, run_demo
+        from pipeline.operations.demo.run import print_demo, run_demo
 
         found = run_demo(output, config, photos)
         answer(found, as_json, lambda: print_demo(found))

@@ -225,6 +225,7 @@ def resume(job: TrainJob, trainer: Trainer) -> dict[str, Any]:
     if state is None:
         return {"history": [], "histograms": []}
     trainer.load(state)
-    log.info("STEGO goes on after step %d", trainer.step)
+    if trainer.step < job.settings.steps:
+        log.info("STEGO goes on after step %d", trainer.step)
     record: dict[str, Any] = json.loads(state["record"])
     return record

@@ -40,7 +40,7 @@ def read_latest(run_uri: str) -> Latest | None:
     try:
         found = json.loads(storage.read_bytes(where))
         fingerprints = {name: str(value) for name, value in found["fingerprints"].items()}
-        return Latest(dict(found["config"]), fingerprints, found.get("teacher"))
+        return Latest(dict(found.get("config", {})), fingerprints, found.get("teacher"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ConfigError:

@@ -17,7 +17,7 @@ import ray
 import yaml
 
 from pipeline.config import Config, load_config
-from pipeline.demo.scenes import write_scenes
+from pipeline.operations.demo.scenes import write_scenes
 from pipeline.operations.run import run
 
 SCENES, SHARD_SIZE, SHARDS = 24, 3, 8

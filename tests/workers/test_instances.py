@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model.backbone import load_backbone
-from pipeline.demo.scenes import make_scene
+from pipeline.operations.demo.scenes import make_scene
 from workers.crf import CrfParams
 from workers.images import LoadedImage
 from workers.instances import InstanceParams, InstanceWorker

@@ -55,7 +55,7 @@ def test_they_lie_in_the_hub_cache_of_torch(variables: dict[str, str], monkeypat
 
 def test_finding_them_does_not_load_torch() -> None:
     code = (
-        "import sys, model.weights as w; w.resolve_weights('dino_vits8', 'random:0'); "
+        "import sys, model.backbone.weights as w; w.resolve_weights('dino_vits8', 'random:0'); "
         "w.official_file('dino_vits8', download=False); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

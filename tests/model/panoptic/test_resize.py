@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from rcnn_reference import Reference
 
-from model.panoptic.network import resize
+from model.panoptic import resize
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.panoptic.network import roi_align as module
+from model.panoptic import roi_align as module
 from model.panoptic.roi_align import assign_levels, pool_boxes, roi_align
 
 

@@ -10,7 +10,7 @@ import yaml
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def write(folder: Path, text: str) -> str:

@@ -15,12 +15,12 @@ import ray
 from ray.exceptions import RayActorError
 
 from pipeline.config import Config
-from pipeline.demo.scenes import write_scenes
 from pipeline.engine.attempts import Attempt, Attempts, Ledger, start_ledger
 from pipeline.engine.pool import run_shards
 from pipeline.engine.receipts import Receipt
 from pipeline.engine.shards import CRASHED, StageJob
 from pipeline.engine.stage import index_folder
+from pipeline.operations.demo.scenes import write_scenes
 from pipeline.sources.index import build_index
 from pipeline.stages.instances import InstanceShards
 from pipeline.stages.table import resolve_stages

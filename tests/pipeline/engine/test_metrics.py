@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.engine import metrics
 from pipeline.engine.metrics import StageMetrics, exported_names
-from pipeline.engine.pool import metrics
 from pipeline.engine.receipts import Receipt
 
-DASHBOARD = Path(__file__).resolve().parents[2] / "docker" / "grafana-dashboard.json"
+DASHBOARD = Path(__file__).resolve().parents[3] / "docker" / "grafana-dashboard.json"
 
 
 def receipts() -> list[Receipt]:

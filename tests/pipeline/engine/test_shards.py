@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import Config
-from pipeline.demo.scenes import write_scenes
-from pipeline.engine.shards import StageJob, ahead
+from pipeline.engine.shards import ahead
 from pipeline.engine.stage import index_folder
-from pipeline.operations.run import _metadata
+from pipeline.operations.demo.scenes import write_scenes
+from pipeline.operations.run import _job
 from pipeline.sources.fetch import Fetcher
 from pipeline.sources.index import build_index
-from pipeline.stages.instances import InstanceShards
-from pipeline.stages.table import resolve_stages
+from pipeline.stages.instances import Instances, InstanceShards
+from pipeline.stages.run import resolve_run
 from pipeline.store import storage
 from workers.records import ImageRecord, Status
 
@@ -33,9 +33,8 @@ def instance_shards(source: Path, run: Path, **sections: dict[str, object]) -> I
     }
     config = Config.model_validate(base | sections)
     index = build_index(index_folder(config), config.source.uri, shard_size=config.source.shard_size)
-    table = resolve_stages(config, index)
-    stage = table["instances"]
-    return InstanceShards(StageJob(stage, config, index_folder(config), table, _metadata(stage, config, table)))
+    run = resolve_run(config, index)
+    return InstanceShards(_job(Instances(), run.stages["instances"], run))
 
 
 def test_a_shard_becomes_a_part_and_a_receipt(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.demo.scenes import make_scene, write_scenes
 from pipeline.errors import ConfigError
 from pipeline.evaluate.mapping import VoteThresholds
 from pipeline.evaluate.panoptic import half_of
 from pipeline.evaluate.score import evaluate_run, print_scores, score_labels
+from pipeline.operations.demo.scenes import make_scene, write_scenes
 from pipeline.sources.coco import CocoInstances, CocoPanoptic
 from pipeline.stages.parts import PanopticParts, find_parts
 from pipeline.store import storage

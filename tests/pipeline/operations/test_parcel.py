@@ -104,7 +104,7 @@ def test_of_this_checkout_every_tracked_file_goes() -> None:
     if not parcel.tracked:
         pytest.skip("no git checkout")
     assert [name for name in parcel.left_out if (parcel.root / name).exists()] == []
-    assert "tests/pipeline/test_secrets.py" in parcel.files
+    assert "tests/pipeline/store/test_secrets.py" in parcel.files
 
 
 def test_without_git_the_packages_the_configs_and_the_pins(folder: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Config
-from pipeline.demo.scenes import write_scenes
 from pipeline.errors import ConfigError
+from pipeline.operations.demo.scenes import write_scenes
 from pipeline.operations.preflight import check_all, check_run_folder
 
 

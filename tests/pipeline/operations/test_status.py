@@ -9,15 +9,17 @@ import pytest
 
 from model.backbone.names import OFFICIAL_URLS
 from pipeline.config import Config
+from pipeline.engine import status as status_module
 from pipeline.engine.fit_progress import write_progress
 from pipeline.engine.receipts import Receipt, ReceiptLog
 from pipeline.engine.stage import index_folder
+from pipeline.engine.status import StageStatus
 from pipeline.errors import ConfigError, StageFailed
 from pipeline.operations import run as runner
-from pipeline.operations import status as status_module
 from pipeline.operations.run import _log_fit, _write_latest
-from pipeline.operations.status import StageStatus, _step, print_plan, print_status, run_status
+from pipeline.operations.status import _step, print_plan, print_status, run_status
 from pipeline.sources.index import build_index, open_index
+from pipeline.stages.run import resolve_run
 from pipeline.stages.table import resolve_stages
 
 ANOTHER = "0123456789ab"  # fingerprint
@@ -77,8 +79,9 @@ def test_weights_that_are_only_on_the_cluster_are_those_of_the_last_run(
     checkpoint = tmp_path / "empty/hub/checkpoints" / OFFICIAL_URLS["dino_vits8"].rsplit("/", 1)[1]
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"weights")
-    table = resolve_stages(official, open_index(index_folder(official)))
-    _write_latest(official, table)
+    found = resolve_run(official, open_index(index_folder(official)))
+    _write_latest(found)
+    table = found.stages
     checkpoint.unlink()
     assert [stage.fingerprint for stage in run_status(official).stages] == [s.fingerprint for s in table.values()]
     another = official.model_copy(update={"backbone": official.backbone.model_copy(update={"name": "dino_vitb8"})})
@@ -93,7 +96,7 @@ def test_a_store_that_fails_under_way_is_named(config: Config, monkeypatch: pyte
     monkeypatch.setattr(status_module, "done_shards", away)
     with pytest.raises(ConfigError, match="run: ConnectionResetError: the line is cut; give access"):
         run_status(config)
-    monkeypatch.setattr(runner, "done_shards", away)
+    monkeypatch.setattr(runner, "pending_shards", away)
     monkeypatch.setattr(runner, "check_all", lambda config: None)
     with pytest.raises(StageFailed, match="run: ConnectionResetError: the line is cut; when it answers, run the same"):
         runner.run(config)
@@ -158,10 +161,10 @@ def test_a_fit_is_told_by_its_step_then_by_its_time(
     write_progress(stage.folder, 5000, {"step": 300, "correspondence": 0.5})
     assert fit().progress == {"step": 300, "correspondence": 0.5, "steps": 5000}
     assert "step 300 of 5000" in capsys.readouterr().out
-    _log_fit(stage, config, 3.0, "too few images")
+    _log_fit(stage, config.run.uri, 3.0, "too few images")
     assert fit().failed == [0]
     assert "the fit" in capsys.readouterr().out
-    _log_fit(stage, config, 42.0, None)
+    _log_fit(stage, config.run.uri, 42.0, None)
     Path(stage.folder, "artifact.json").write_text("{}")
     done = fit()
     assert (done.fit_seconds, done.seconds, done.failed, done.progress) == (42.0, {"fit": 42.0}, [], None)

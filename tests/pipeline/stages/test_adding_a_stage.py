@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.demo.scenes import write_scenes
+from pipeline.operations.demo.scenes import write_scenes
 from tests.conftest import RAY_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,7 +35,7 @@ def program(tmp_path: Path) -> Path:
 
 def u2label(program: Path, *arguments: str) -> Any:
     environment = {**os.environ, **RAY_ENVIRONMENT, "PYTHONPATH": str(program)}
-    command = [sys.executable, "-m", "pipeline.command", *arguments, "--json"]
+    command = [sys.executable, "-m", "pipeline", *arguments, "--json"]
     done = subprocess.run(command, cwd=program, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import Config
-from pipeline.demo.scenes import write_scenes
 from pipeline.engine.shards import StageJob
 from pipeline.engine.stage import Stage, index_folder
+from pipeline.operations.demo.scenes import write_scenes
 from pipeline.semantics.stego_features import survey_features
 from pipeline.semantics.stego_sample import sampled_rows
 from pipeline.sources.index import build_index

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from model.checkpoint.files import load_checkpoint
-from pipeline.demo.scenes import write_scenes
 from pipeline.errors import ConfigError
+from pipeline.operations.demo.scenes import write_scenes
 from pipeline.train import loop
 from pipeline.train.coco_photos import CocoPhotos
 from pipeline.train.fit import fit_panoptic

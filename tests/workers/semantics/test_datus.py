@@ -23,7 +23,7 @@ from PIL import Image
 from sknetwork.clustering import Louvain
 
 from model.backbone import load_backbone
-from pipeline.demo.scenes import make_scene
+from pipeline.operations.demo.scenes import make_scene
 from workers.images import LoadedImage
 from workers.phases import Phases
 from workers.records import SEMANTICS_SCHEMA, Status
@@ -45,7 +45,7 @@ from workers.semantics.louvain import (
     discover_segments,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def planted_keys(grid: tuple[int, int], seed: int) -> np.ndarray:

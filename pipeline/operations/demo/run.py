@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.table import Table
 
 from pipeline.config import Config, load_config
-from pipeline.demo.scenes import write_scenes
 from pipeline.engine.log import stdout_console
 from pipeline.errors import ConfigError
 from pipeline.evaluate.panoptic import ThingsAlone
 from pipeline.evaluate.score import score_labels
+from pipeline.operations.demo.scenes import write_scenes
 from pipeline.operations.run import run
 from pipeline.report.write import write_report
 from pipeline.sources.coco import CocoPanoptic

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.demo.drawing import BACKGROUNDS, OBJECTS, draw_object, make_frame
-from pipeline.demo.scenes import (
+from pipeline.operations.demo.drawing import BACKGROUNDS, OBJECTS, draw_object, make_frame
+from pipeline.operations.demo.scenes import (
     BACKGROUND_KINDS,
     DIAMETERS,
     MAX_OBJECTS,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.demo.run import print_scores, score_scenes
-from pipeline.demo.scenes import BACKGROUND_KINDS, OBJECT_KINDS, make_scene, write_scenes
 from pipeline.errors import ConfigError
+from pipeline.operations.demo.run import print_scores, score_scenes
+from pipeline.operations.demo.scenes import BACKGROUND_KINDS, OBJECT_KINDS, make_scene, write_scenes
 from tests.pipeline.label_files import categories, write_part
 from workers.masks import encode_panoptic_png
 from workers.merge import merge_panoptic

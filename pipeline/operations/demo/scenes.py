@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.demo.drawing import BACKGROUNDS, OBJECTS, draw_object, expose, make_frame
+from pipeline.operations.demo.drawing import BACKGROUNDS, OBJECTS, draw_object, expose, make_frame
 from pipeline.store import storage
 from workers.masks import encode_panoptic_png, mask_box
 
