@@ -16,11 +16,11 @@ from PIL import Image
 
 from pipeline.engine.stage import Stage
 from pipeline.errors import ConfigError
-from pipeline.evaluate import semantic
 from pipeline.evaluate.class_maps import NO_CATEGORY, VOID, Prediction, panoptic_maps, predictions, semantic_maps
 from pipeline.evaluate.confusion import MAX_ROWS, arrange, confusion_png
 from pipeline.evaluate.labels import LabelFolder, open_labels
 from pipeline.evaluate.semantic import count_pixels, evaluate_semantic, print_scores, summarise
+from pipeline.stages import run as found_runs
 from workers.masks import encode_panoptic_png
 from workers.records import PANOPTIC_SCHEMA, SEMANTICS_SCHEMA, Status
 
@@ -194,7 +194,7 @@ def test_the_whole_evaluation_writes_and_prints(
         semantics_part({"c.jpg": None, "unlabelled.jpg": [[0]]}),
     ]
     run = run_of(tmp_path, stage_at(tmp_path / "s", "semantics", parts), classes=4)
-    monkeypatch.setattr(semantic, "open_run", lambda where, need: run)
+    monkeypatch.setattr(found_runs, "open_run", lambda where, need: run)
     truth = {"a.png": [[1, 1, 0, 0]], "b.png": [[1, 0, 0, 2]], "c.png": [[0, 0]], "far.png": [[0]]}
     folder = labels_at(tmp_path / "l", truth).uri
     result = evaluate_semantic("run", folder, names=NAMES)
