@@ -18,12 +18,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 EPS = 1e-5  # weight of an absent edge, as published
+COSINE_BINS = 100  # of similarities from -1 to 1
+SAMPLED_PATCHES = 256  # of an image, whose pairs tell its similarities
 
 
 def affinity_edges(feats_BND: Tensor, tau: float) -> Tensor:
     """(B, N, D) features -> (B, N, N) float32 of 0 and 1: 1 where the cosine similarity is > tau (strict)."""
     unit_BND = F.normalize(feats_BND.float(), dim=-1, eps=1e-12)
     return torch.bmm(unit_BND, unit_BND.mT).gt_(tau)
+
+
+def sample_cosines(feats_BND: Tensor) -> Tensor:
+    """(B, N, D) features -> (B, P) cosine similarities of the pairs of different patches among 256 spread evenly."""
+    patches = torch.linspace(0, feats_BND.shape[1] - 1, min(SAMPLED_PATCHES, feats_BND.shape[1])).long()
+    unit_BMD = F.normalize(feats_BND[:, patches].float(), dim=-1, eps=1e-12)
+    first, second = torch.triu_indices(len(patches), len(patches), 1)
+    return torch.bmm(unit_BMD, unit_BMD.mT)[:, first, second]
 
 
 def degrees(edges_BNN: Tensor, free_BN: Tensor) -> Tensor:

@@ -57,12 +57,15 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
-def instances_schema(embedding_dim: int) -> pa.Schema:
+def instances_schema(embedding_dim: int, *, nested: bool = False) -> pa.Schema:
     """Schema of an instances part. The list columns of a row are parallel: entry i of each is instance i.
 
-    `rle`: COCO compressed RLE counts; `bbox`: xyxy; `area`: pixels; `score`: IoU of the mask before and after the CRF;
-    `embedding`: (embedding_dim,) float16, unit norm before rounding.
+    `rle`: COCO compressed RLE counts; `bbox`: xyxy; `area`: pixels; `score`: IoU of the mask before and after the CRF,
+    of `nested` ones the objectness; `embedding`: (embedding_dim,) float16, unit norm before rounding. With `nested`,
+    `level`: how many masks hold it, one in the other; `parent`: number in the row of the smallest that does, -1 for
+    none.
     """
+    nesting = ("level", "parent") if nested else ()
     return pa.schema(
         [
             pa.field("image_id", pa.string(), nullable=False),
@@ -75,6 +78,7 @@ def instances_schema(embedding_dim: int) -> pa.Schema:
             pa.field("area", pa.list_(pa.int64()), nullable=False),
             pa.field("score", pa.list_(pa.float32()), nullable=False),
             pa.field("embedding", pa.list_(pa.list_(pa.float16(), embedding_dim)), nullable=False),
+            *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in nesting),
         ]
     )
 

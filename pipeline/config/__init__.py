@@ -8,17 +8,21 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from model.backbone.cards import card_of
 from pipeline.config.labels import (
     BackboneConfig,
     ClustersConfig,
     CrfConfig,
     DecodeConfig,
     EmbeddingConfig,
+    InstancesConfig,
     MaskCutConfig,
+    MergeTreeConfig,
     PanopticConfig,
     RunConfig,
     SemanticsConfig,
     SourceConfig,
+    ThingsConfig,
 )
 from pipeline.config.model import PredictionsConfig, SelfTrainingConfig, TrainConfig
 from pipeline.config.section import Section
@@ -35,7 +39,10 @@ class Config(Section):
     seed: int = Field(0, ge=0)
     decode: DecodeConfig = DecodeConfig()
     backbone: BackboneConfig = BackboneConfig()
+    instances: InstancesConfig = InstancesConfig()
     maskcut: MaskCutConfig = MaskCutConfig()
+    merge_tree: MergeTreeConfig = MergeTreeConfig()
+    things: ThingsConfig = ThingsConfig()
     crf: CrfConfig = CrfConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()
     clusters: ClustersConfig = ClustersConfig()
@@ -45,6 +52,21 @@ class Config(Section):
     predictions: PredictionsConfig = PredictionsConfig()
     self_training: SelfTrainingConfig = SelfTrainingConfig()
     workers: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _decide(self) -> Config:
+        """What is left to the backbone's card is decided once, here."""
+        card = card_of(self.backbone.name)
+        decided: dict[str, dict[str, Any]] = {
+            "instances": {"method": card.masks},
+            "maskcut": {"features": card.cut, "tau": card.tau},
+            "merge_tree": {"features": card.trees},
+        }
+        for name, values in decided.items():
+            section = getattr(self, name)
+            open_ones = {key: value for key, value in values.items() if getattr(section, key) == "auto"}
+            self.__dict__[name] = section.model_copy(update=open_ones)
+        return self
 
     @model_validator(mode="after")
     def _self_training_has_a_model(self) -> Config:

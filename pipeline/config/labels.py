@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -33,6 +34,8 @@ class SourceConfig(Section):
 
 class RunConfig(Section):
     uri: Uri  # where all parts, artifacts and receipts go
+    # A run whose photos have no labels ends with an error. This share of the readable ones may lack a mask; 1: all may.
+    max_empty: float = Field(0.5, ge=0, le=1)
 
 
 class DecodeConfig(Section):
@@ -49,11 +52,47 @@ class BackboneConfig(Section):
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$")  # pin of the weights file
 
 
+def _output(name: str) -> str:
+    if not re.fullmatch(r"keys|tokens|block:\d+(:norm)?", name):
+        raise ValueError("is not one of auto, keys, tokens, block:<n> and block:<n>:norm, with blocks counted from 0")
+    return name
+
+
+Output = Annotated[str, AfterValidator(_output)]  # of a backbone, as `Backbone.features` names them
+Auto = Literal["auto"]  # what the backbone's card says (`model.backbone.cards`)
+
+
+class InstancesConfig(Section):
+    """Where the masks of things come from."""
+
+    method: Auto | Literal["maskcut", "merge_tree"] = "auto"
+
+
 class MaskCutConfig(Section):
     image_size: int = Field(480, ge=16)  # pixels; made a multiple of the patch
     resize: Literal["square", "keep_aspect"] = "square"  # square is what was published
-    tau: float = Field(0.15, gt=-1, lt=1)  # cosine similarity above which two patches are joined
+    features: Auto | Output = "auto"  # what is cut
+    tau: Auto | Annotated[float, Field(gt=-1, lt=1)] = "auto"  # cosine similarity above which two patches are joined
     max_masks: int = Field(3, ge=1, le=64)  # cuts an image
+
+
+class MergeTreeConfig(Section):
+    """Masks from merge trees of superpixels: see docs/masks.md for what each setting is worth."""
+
+    image_size: int = Field(476, ge=16)  # pixels of the short side for the backbone; made a multiple of the patch
+    features: Auto | Annotated[tuple[Output, ...], Field(min_length=1, max_length=8)] = "auto"  # a tree each
+    raster_side: int = Field(320, ge=32, le=4096)  # pixels of the longer side on which superpixels are found
+    cell: int = Field(6, ge=3)  # pixels of it between superpixels
+    min_area: float = Field(8e-4, gt=0, lt=1)  # of a mask, as a share of the photo
+    max_iou: float = Field(0.7, gt=0, le=1)  # with a better mask, above which a mask repeats it and falls
+    max_masks: int = Field(100, ge=1, le=1000)  # a photo
+
+
+class ThingsConfig(Section):
+    """Which of nested masks become things of the panoptic labels: the best first, as long as they do not overlap."""
+
+    max_overlap: float = Field(0.3, ge=0, le=1)  # with one chosen before, as a share of the smaller of the two
+    most: int = Field(20, ge=1)  # a photo
 
 
 class CrfConfig(Section):

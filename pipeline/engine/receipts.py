@@ -46,6 +46,7 @@ class Receipt:
     peak_memory_mb: float = 0.0  # largest resident size of the worker so far
     node: str = ""  # Ray's id of the node; several may share a host
     attempt: int = 1  # 2 and more: workers or nodes were lost before
+    histograms: dict[str, list[int]] = field(default_factory=dict)  # see `workers.phases`
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
@@ -132,6 +133,12 @@ def read_receipts(
                     continue
                 newest[receipt.shard] = receipt
     return [newest[shard] for shard in sorted(newest)]
+
+
+def add_histograms(receipts: Iterable[Receipt], name: str) -> list[int]:
+    """The sum of a histogram over all receipts that have it; empty when none has."""
+    found = [receipt.histograms[name] for receipt in receipts if name in receipt.histograms]
+    return [sum(bins) for bins in zip(*found, strict=True)]
 
 
 def add_up(counts: Iterable[Mapping[str, N]]) -> dict[str, N]:

@@ -107,6 +107,7 @@ class ShardActor(ABC):
             shard=shard,
             wall_s=time.perf_counter() - started,
             seconds=dict(phases.seconds),
+            histograms=phases.histograms,
             host=socket.gethostname(),
             peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             **content,

@@ -81,7 +81,7 @@ def export_coco(
             stuff K+1..K+S (S at most 254), or two images whose PNGs would be one file.
     """
     panoptic = find_parts(parts)
-    whole = None if instances_parts is None else _beside(panoptic, find_parts(instances_parts, "instances"))
+    whole = None if instances_parts is None else _beside(panoptic, find_parts(instances_parts, "things"))
     categories = common_categories(panoptic)
     things = _count_things(categories, storage.redact(panoptic[0]))
     writer = _Writer(output, name, categories, things, stuff)

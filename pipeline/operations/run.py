@@ -21,6 +21,7 @@ from pipeline.engine.log import say
 from pipeline.engine.progress import StageProgress
 from pipeline.engine.receipts import Receipt, ReceiptLog
 from pipeline.engine.stage import Stage, index_folder, pending_shards
+from pipeline.engine.status import receipts_of_parts
 from pipeline.errors import ConfigError, StageFailed
 from pipeline.operations.preflight import check_all
 from pipeline.sources.index import Index, build_index, open_index
@@ -33,6 +34,9 @@ from workers.records import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from pipeline.engine.shards import StageJob
+
+
+WATCHED = 64  # shards, the first of a stage, after each of which it is asked whether its rows are worth going on
 
 
 @dataclass
@@ -79,6 +83,7 @@ def run(
                 storage.remove_litter(stage.folder)
                 _do(this.definitions[name], stage, pending, this, max_failed_fraction)
             storage.remove_litter(stage.folder)  # of workers that were killed while they wrote
+            _require_content(this.definitions[name], stage, this)
             summary.computed[name] = len(pending)
         _write_latest(this)
     return summary
@@ -114,6 +119,14 @@ def _index(config: Config, reindex: bool) -> Index:
         raise ConfigError(str(error)) from error
     say(f"index: {index.images} images in {index.shards} shards; left out: {index.ignored}")
     return index
+
+
+def _require_content(definition: Definition, stage: Stage, run: Run) -> None:
+    """StageFailed when the rows of a finished stage are, as a whole, nothing to go on with."""
+    if isinstance(definition, ShardStage) and definition.watched:
+        said = definition.complaint(run.config, receipts_of_parts(run.uri, stage), final=True)
+        if said is not None:
+            raise StageFailed(f"{stage.name}: {said}")
 
 
 def _connect(connection: ExitStack, run: Run, address: str | None) -> None:
@@ -159,6 +172,8 @@ def _run_shards(definition: ShardStage, stage: Stage, pending: list[int], run: R
 
     log = ReceiptLog(run.uri, stage.name, stage.fingerprint)
     failures: list[Receipt] = []
+    done_now: list[Receipt] = []
+    watched = WATCHED if definition.watched else 0
     try:
         done = stage.shards - len(pending)
         metrics = StageMetrics(storage.redact(run.uri), stage.name, done=done, pending=len(pending))
@@ -168,9 +183,12 @@ def _run_shards(definition: ShardStage, stage: Stage, pending: list[int], run: R
                 log.append(receipt)
                 progress.add(receipt)
                 metrics.add(receipt)
-                failures += [] if receipt.ok else [receipt]
+                (done_now if receipt.ok else failures).append(receipt)
                 if len(failures) > max_failed_fraction * len(pending):
                     raise StageFailed(f"{stage.name}: stopped early, {len(failures)} shards failed", failures)
+                said = definition.complaint(run.config, done_now, final=False) if len(done_now) <= watched else None
+                if said is not None:
+                    raise StageFailed(f"{stage.name}: stopped early, {said}", failures)
     except RayError as error:  # a worker that cannot start, a cluster that went away
         raise StageFailed(f"{stage.name}: Ray gave up: {storage.redact(str(error))}", failures) from error
     finally:

@@ -90,7 +90,7 @@ def describe_clusters(
 ) -> Clusters:
     similarities = np.full(len(fit.sizes), np.nan)
     if fit.spherical and max_clusters:
-        similarities = rows.mean_similarities(run.stages["instances"], run.done["instances"], fit.centroids_KD)
+        similarities = rows.mean_similarities(run.things, run.done[run.things.name], fit.centroids_KD)
     largest = [
         Cluster(
             category=cluster + 1,
@@ -102,7 +102,7 @@ def describe_clusters(
         )
         for cluster in fit.largest(max_clusters)
     ]
-    compared = min(rows.SIMILARITY_PARTS, len(run.done["instances"]))
+    compared = min(rows.SIMILARITY_PARTS, len(run.done[run.things.name]))
     return Clusters(len(fit.sizes), fit.iterations, fit.sizes, largest, _fit_charts(fit), members, compared)
 
 

@@ -61,7 +61,7 @@ def describe_model(run: Run, places: Sequence[tuple[int, int]], photos: Sequence
     labelled = dict(zip(places, photos, strict=True))
     shown = [place for place in places if place[0] in done and labelled[place].error is None]
     shown = shown[:: max(1, -(-len(shown) // PICTURES))]
-    seen, _ = Drawer(run.index, run.stages["instances"], stage, done, run.limits).draw(shown, [])
+    seen, _ = Drawer(run.index, run.things, stage, done, run.limits).draw(shown, [])
     sights = [Sight(labelled[place], picture) for place, picture in zip(shown, seen, strict=True)]
     return Model(finished, number, sights, rows.category_names(stage, min(done)))
 

@@ -68,7 +68,7 @@ def describe(run: Run, *, max_photos: int, max_clusters: int) -> Page:
     places = rows.sample_images(run.index, run.done["instances"], max_photos)
     fit = ClusterFit.read(run) if run.fitted else None
     members = find_members(run, fit, max_clusters)
-    drawer = Drawer(run.index, run.stages["instances"], run.stages["panoptic"], run.done["panoptic"], run.limits)
+    drawer = Drawer(run.index, run.things, run.stages["panoptic"], run.done["panoptic"], run.limits)
     wanted = [member for found in members.by_category.values() for member in found] if members else []
     photos, crops = drawer.draw(places, wanted)
     panoptic = sorted(run.done["panoptic"])

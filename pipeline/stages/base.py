@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pipeline.config import Config
+from pipeline.engine.receipts import Receipt
 from pipeline.engine.stage import Kind, Stage, done_shards, is_fitted
 from pipeline.sources.index import Index
 from pipeline.stages.facts import Content, Facts
@@ -54,6 +55,11 @@ class Run:
     def fitted(self) -> bool:
         """Whether the clusters are."""
         return is_fitted(self.stages["clusters"])
+
+    @property
+    def things(self) -> Stage:
+        """The stage that `thing_stage` names."""
+        return self.stages[thing_stage(self.config)]
 
     @property
     def limits(self) -> DecodeLimits:
@@ -97,6 +103,7 @@ class ShardStage(Definition):
 
     kind = "shard"
     holds_labels: ClassVar[bool] = False  # panoptic labels, with a list of categories in each part
+    watched: ClassVar[bool] = False  # whether there can be a `complaint`
 
     def images(self, config: Config, index: Index) -> int:
         """How many photos of the source it looks at."""
@@ -109,6 +116,11 @@ class ShardStage(Definition):
     @abstractmethod
     def actor(self) -> type[ShardActor]:
         """What computes a part. Ray's workers import it by name."""
+
+    def complaint(self, config: Config, receipts: Sequence[Receipt], *, final: bool) -> str | None:
+        """What is wrong with the rows that these receipts tell of, as a whole, and what to do; None where nothing is.
+        Not `final`: the stage is at work, and only what is beyond doubt is said."""
+        return None
 
     def categories(self, run: Run) -> list[dict[str, Any]]:
         """Of the labels in its parts: those of the run."""
@@ -138,6 +150,11 @@ def round_of(stage: str) -> int:
     """The round of self-training that a stage belongs to, by its name; 0 for none."""
     base, _, number = stage.rpartition("_")
     return int(number) if base and number.isdecimal() else 0
+
+
+def thing_stage(config: Config) -> str:
+    """The stage whose parts hold the masks that clusters and labels are made of: nested ones need a choice first."""
+    return "things" if config.instances.method == "merge_tree" else "instances"
 
 
 def categories(config: Config) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from pipeline.config import Config
 from pipeline.engine.fits import kmeans_actors, said_now_and_then
 from pipeline.engine.shards import read_part
 from pipeline.engine.stage import Stage
-from pipeline.stages.base import FitStage, Run
+from pipeline.stages.base import FitStage, Run, thing_stage
 from pipeline.stages.facts import Content, Facts, sections
 
 
@@ -14,7 +14,7 @@ class Clusters(FitStage):
     name = "clusters"
 
     def inputs(self, config: Config) -> tuple[str, ...]:
-        return ("instances",)
+        return (thing_stage(config),)
 
     def content(self, config: Config, facts: Facts) -> Content:
         return {"seed": config.clusters_seed, **sections(config, "clusters")}
@@ -24,7 +24,7 @@ class Clusters(FitStage):
         from pipeline.clusters.artifact import KMeansSettings, write_empty
         from pipeline.clusters.kmeans import fit_kmeans
 
-        config, instances = run.config, run.stages["instances"]
+        config, instances = run.config, run.stages[thing_stage(run.config)]
         clusters = config.clusters
         settings = KMeansSettings(
             k=clusters.k,

@@ -1,63 +1,123 @@
-"""Photos -> masks, a score and an embedding each (MaskCut, CutLER, arXiv 2301.11320)."""
+"""Photos -> masks with a score and an embedding each: by MaskCut (CutLER, arXiv 2301.11320), or from merge trees of
+superpixels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from model.backbone.cards import card_of
 from model.backbone.names import embedding_dim, patch_size
 from pipeline.config import Config
+from pipeline.engine.receipts import Receipt, add_histograms, add_up
 from pipeline.engine.shards import PhotoShards
 from pipeline.errors import ConfigError
 from pipeline.stages.base import ShardStage
 from pipeline.stages.facts import Content, Facts, sections
-from workers.records import instances_schema
+from workers.records import Status, instances_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from workers.instances.found import MaskGenerator
+
+BEYOND_DOUBT = (32, 0.95)  # readable photos, and the share of them without a mask, at which the stage need not go on
+
 
 class InstanceShards(PhotoShards):
-    """Holds the backbone; fetches, cuts, refines and embeds."""
+    """Holds the backbone; fetches, finds masks and embeds them."""
 
     def make_worker(self) -> Any:
+        from workers.instances import InstanceWorker
+
+        nested = self.config.instances.method == "merge_tree"
+        return InstanceWorker(self._trees() if nested else self._cuts(), batch_size=self.config.workers.batch_size)
+
+    def _cuts(self) -> MaskGenerator:
         from workers.crf import CrfParams
-        from workers.instances import InstanceParams, InstanceWorker
+        from workers.instances.cuts import CutParams, MaskCuts
 
         config, backbone = self.config, self.load_backbone()
-        params = InstanceParams(
+        params = CutParams(
             **config.maskcut.model_dump(),
             crf=CrfParams(**config.crf.model_dump(exclude={"min_iou"})),
             min_iou=config.crf.min_iou,
             crop_size=round(config.embedding.crop_size / backbone.patch_size) * backbone.patch_size,
         )
-        workers = config.workers
-        return InstanceWorker(
-            backbone, params, device=workers.device, batch_size=workers.batch_size, crop_batch=workers.crop_batch
-        )
+        return MaskCuts(backbone, params, device=config.workers.device, crop_batch=config.workers.crop_batch)
+
+    def _trees(self) -> MaskGenerator:
+        from workers.instances.trees import MergeTrees, TreeInputs
+        from workers.tree_masks import TreeParams
+
+        settings, whole = self.config.merge_tree, card_of(self.config.backbone.name).whole
+        params = TreeParams(**settings.model_dump(exclude={"image_size", "features"}))
+        inputs = TreeInputs(settings.image_size, tuple(settings.features), "tokens", whole, params)
+        return MergeTrees(self.load_backbone(), inputs, device=self.config.workers.device)
 
 
 class Instances(ShardStage):
     name = "instances"
+    watched = True
 
     def content(self, config: Config, facts: Facts) -> Content:
-        return facts.photos() | sections(config, "maskcut", "crf", "embedding")
+        if config.instances.method == "merge_tree":
+            return facts.photos() | {"method": "merge_tree"} | sections(config, "merge_tree")
+        content = facts.photos() | sections(config, "maskcut", "crf", "embedding")
+        if content["maskcut"]["features"] == "keys":  # what was cut before there was a choice
+            del content["maskcut"]["features"]
+        return content
 
     def check(self, config: Config) -> None:
         patch = patch_size(config.backbone.name)
-        for key, size in (
-            ("maskcut.image_size", config.maskcut.image_size),
-            ("embedding.crop_size", config.embedding.crop_size),
-        ):
+        sizes = {"merge_tree.image_size": config.merge_tree.image_size}
+        if config.instances.method == "maskcut":
+            sizes = {
+                "maskcut.image_size": config.maskcut.image_size,
+                "embedding.crop_size": config.embedding.crop_size,
+            }
+        for key, size in sizes.items():
             if size < 2 * patch:
                 raise ConfigError(
                     f"{key}: {size} px is less than 2 patches of {config.backbone.name} ({patch} px); raise it"
                 )
 
     def schema(self, config: Config) -> pa.Schema:
-        return instances_schema(embedding_dim(config.backbone.name))
+        return instances_schema(embedding_dim(config.backbone.name), nested=config.instances.method == "merge_tree")
 
     def actor(self) -> type[InstanceShards]:
         return InstanceShards
+
+    def complaint(self, config: Config, receipts: Sequence[Receipt], *, final: bool) -> str | None:
+        """Most readable photos have no mask."""
+        rows = add_up(receipt.rows for receipt in receipts)
+        empty = rows.get(Status.NO_MASKS, 0)
+        readable = empty + rows.get(Status.OK, 0)
+        least, share = (1, config.run.max_empty) if final else BEYOND_DOUBT
+        if readable < least or empty <= max(share, config.run.max_empty) * readable:
+            return None
+        return (
+            f"{empty} of {readable} readable photos have no mask. {_why(config, receipts)}"
+            "Raise run.max_empty to go on all the same"
+        )
+
+
+def _why(config: Config, receipts: Sequence[Receipt]) -> str:
+    """What the graphs of MaskCut were like, and what would cut them."""
+    graphs, cosines = add_histograms(receipts, "graphs"), add_histograms(receipts, "cosines")
+    if config.instances.method != "maskcut" or not sum(cosines):
+        return ""
+    cut, complete, empty = graphs
+    edges = [-1 + 2 * i / len(cosines) for i in range(len(cosines) + 1)]
+    tau = float(config.maskcut.tau)
+    joined = sum(count for count, edge in zip(cosines, edges[1:], strict=True) if edge > tau) / sum(cosines)
+    median = next(edge for i, edge in enumerate(edges[1:]) if 2 * sum(cosines[: i + 1]) >= sum(cosines))
+    return (
+        f"Of the graphs of {config.maskcut.features}, {complete} are complete, {empty} have no edge and {cut} can be "
+        f"cut: the median cosine of two patches is {median:.2f}, and {100 * joined:.3g} % are above maskcut.tau "
+        f"{tau:g}. With a tau near {median:.2f} half of them would be joined; maskcut.features auto takes what can be "
+        "cut of this backbone. "
+    )
 
 
 STAGES = (Instances,)

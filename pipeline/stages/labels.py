@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from pipeline.config import Config
 from pipeline.engine.shards import ShardActor, read_part
-from pipeline.stages.base import ShardStage, round_of, stage_of_round
+from pipeline.stages.base import ShardStage, round_of, stage_of_round, thing_stage
 from pipeline.stages.facts import Content, Facts
 from workers.records import PREDICTIONS_SCHEMA
 
@@ -54,7 +54,7 @@ class SelfLabels(ShardStage):
         predictions = stage_of_round("predictions", self.round - 1)
         if self.round > 1:
             return (predictions, f"labels_{self.round - 1}")
-        return (predictions, "panoptic", "instances", *(("semantics",) if config.num_stuff else ()))
+        return (predictions, "panoptic", thing_stage(config), *(("semantics",) if config.num_stuff else ()))
 
     def content(self, config: Config, facts: Facts) -> Content:
         settings = config.self_training.model_dump(include={"max_iou", "most"})

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.clusters.artifact import read_centroids
 from pipeline.config import Config
 from pipeline.engine.shards import ShardActor, read_part
-from pipeline.stages.base import ShardStage
+from pipeline.stages.base import ShardStage, thing_stage
 from pipeline.stages.facts import Content, Facts, sections
 from workers.masks import open_png
 from workers.records import PANOPTIC_SCHEMA
@@ -37,7 +37,7 @@ class PanopticShards(ShardActor):
     def process(self, shard: int, phases: Phases) -> pa.Table:
         with phases("read"):
             records = self.index.records(shard)
-            instances = read_part(self.job.inputs["instances"], shard)
+            instances = read_part(self.job.inputs[self.job.stage.inputs[0]], shard)
             maps = None
             if "semantics" in self.job.stage.inputs:
                 labels = read_part(self.job.inputs["semantics"], shard, ["labels"])["labels"].to_pylist()
@@ -64,7 +64,7 @@ class Panoptic(ShardStage):
     holds_labels = True
 
     def inputs(self, config: Config) -> tuple[str, ...]:
-        return ("instances", "clusters", *(("semantics",) if config.num_stuff else ()))
+        return (thing_stage(config), "clusters", *(("semantics",) if config.num_stuff else ()))
 
     def content(self, config: Config, facts: Facts) -> Content:
         return sections(config, "panoptic")

@@ -62,6 +62,7 @@ class PanopticParts:
 
 def find_parts(inputs: Inputs, stage: str = "panoptic") -> list[str]:
     """The finished parts of a stage of a run (its folder or config file), those in a folder, or those that are given.
+    Of `things` they are those of the masks that the run's labels were merged from.
 
     ConfigError when there is none.
     """
@@ -79,7 +80,9 @@ def find_parts(inputs: Inputs, stage: str = "panoptic") -> list[str]:
         raise ConfigError(f"cannot list {storage.redact(inputs)!r}: {storage.redact(str(error))}") from error
     if listed:
         return [storage.join(inputs, name) for name in sorted(listed, key=_shard)]
-    run = open_run(inputs, need=stage)
+    run = open_run(inputs, need=None if stage == "things" else stage)
+    if stage == "things":  # whichever stage has them
+        stage = run.things.name
     return [run.stages[stage].part(shard) for shard in sorted(run.done[stage])]
 
 

@@ -10,7 +10,7 @@ from pipeline.config import Config
 from pipeline.engine.fits import device_of_fits, fit_threads
 from pipeline.engine.progress import FitProgress
 from pipeline.engine.stage import Stage
-from pipeline.stages.base import FitStage, Run, categories, stage_of_round
+from pipeline.stages.base import FitStage, Run, categories, stage_of_round, thing_stage
 from pipeline.stages.facts import Content, Facts
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Train(FitStage):
             return (f"labels_{self.round}", stage_of_round("train", self.round - 1))
         if train.labels is not None:
             return ()
-        return ("panoptic", "instances") if train.whole_masks else ("panoptic",)
+        return ("panoptic", thing_stage(config)) if train.whole_masks else ("panoptic",)
 
     def content(self, config: Config, facts: Facts) -> Content:
         how = {"threads", "checkpoint_every", "picture_every"}
@@ -84,7 +84,7 @@ class Train(FitStage):
                 train.labels, train.label_images, pngs=train.label_pngs, limits=run.limits, fraction=train.fraction
             )
         panoptic = run.stages[self.inputs(config)[0]]
-        whole = (panoptic if self.round else run.stages["instances"]) if train.whole_masks else None
+        whole = (panoptic if self.round else run.stages[thing_stage(config)]) if train.whole_masks else None
         labels = Labels(panoptic.parts(), whole.parts() if whole else (), panoptic.fingerprint)
         return PhotosOfLabels(
             run.index,

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
+from filelock import FileLock
 
 from pipeline.config import Config, load_config
 from pipeline.operations.demo.scenes import write_scenes
@@ -27,17 +28,29 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(str(folder), SCENES, seed=7, size=(160, 160))
+    """Scenes that all processes of a test session share, and `labelled` with them."""
+    folder = shared_folder(tmp_path_factory) / "scenes"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            write_scenes(str(folder), SCENES, seed=7, size=(160, 160))
     return folder / "images"
 
 
 @pytest.fixture(scope="session")
 def labelled(scenes: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the scenes; tests that change a run copy it."""
-    folder = tmp_path_factory.mktemp("labelled")
-    run(load_config(str(write_config(scenes, folder))))
+    folder = shared_folder(tmp_path_factory) / "labelled"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            run(load_config(str(write_config(scenes, folder))))
     return folder / "run"
+
+
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder that the processes of pytest-xdist have in common."""
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    return tmp_path_factory.getbasetemp() if alone else tmp_path_factory.getbasetemp().parent
 
 
 @pytest.fixture

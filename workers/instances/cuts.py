@@ -1,0 +1,117 @@
+"""Masks by iterated normalised cuts: ViT features -> MaskCut -> dense CRF -> one embedding a mask (CutLER, arXiv
+2301.11320; U2Seg, arXiv 2312.17243)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.backbone import Backbone
+from workers.crf import CrfParams, refine_masks
+from workers.decode import resize_keep_aspect, resize_square
+from workers.embeddings import embed_crops, masked_crop
+from workers.images import LoadedImage
+from workers.instances.found import Found, encode_masks
+from workers.instances.passes import forward_passes
+from workers.maskcut import maskcut
+from workers.masks import resize_mask
+from workers.ncut import COSINE_BINS, sample_cosines
+from workers.phases import Phases
+
+
+@dataclass(frozen=True, slots=True)
+class CutParams:
+    """Everything besides the weights that decides the masks."""
+
+    image_size: int
+    resize: Literal["square", "keep_aspect"]
+    features: str  # which output of the backbone is cut
+    tau: float
+    max_masks: int
+    crf: CrfParams
+    min_iou: float
+    crop_size: int
+
+
+class MaskCuts:
+    """Up to `max_masks` disjoint masks a photo, each scored by how little the CRF changed it."""
+
+    nested = False
+
+    def __init__(self, backbone: Backbone, params: CutParams, *, device: str, crop_batch: int = 16) -> None:
+        self.dim = backbone.dim
+        self._backbone = backbone
+        self._params = params
+        self._device = device
+        self._crop_batch = crop_batch
+
+    def find(self, images: Sequence[LoadedImage], phases: Phases) -> list[Found]:
+        masks = list(self._masks(images, phases))
+        with phases("embedding"):
+            embeddings = self._embeddings(images, [kept for kept, _ in masks])
+        return [
+            Found(*encode_masks(kept), scores, list(vectors))
+            for (kept, scores), vectors in zip(masks, embeddings, strict=True)
+        ]
+
+    def _masks(self, images: Sequence[LoadedImage], phases: Phases) -> Iterator[tuple[list[np.ndarray], list[float]]]:
+        """Final masks at the original size, and their scores, of each image."""
+        params = self._params
+        passes = forward_passes(self._backbone, images, self._resize, (params.features,), self._device, phases)
+        for same, resized, grid, outputs in passes:
+            features = outputs[params.features]
+            _count_graphs(features, params.tau, phases)
+            with phases("maskcut"):
+                cuts = maskcut(features, grid, tau=params.tau, max_masks=params.max_masks)
+            for image, pixels, cut in zip(same, resized, cuts, strict=True):
+                with phases("crf"):
+                    yield self._refine(image, pixels, cut.masks)
+
+    def _resize(self, pixels: np.ndarray) -> np.ndarray:
+        patch, size = self._backbone.patch_size, self._params.image_size
+        if self._params.resize == "square":
+            return resize_square(pixels, max(1, round(size / patch)) * patch)
+        return resize_keep_aspect(pixels, size, patch)
+
+    def _refine(
+        self, image: LoadedImage, resized_hw3: np.ndarray, coarse_nhw: np.ndarray
+    ) -> tuple[list[np.ndarray], list[float]]:
+        """Coarse patch masks (n, h, w) -> masks at the original size and their scores; those the CRF rejects fall."""
+        assert image.pixels is not None
+        patch = self._backbone.patch_size
+        coarse = coarse_nhw[coarse_nhw.any((1, 2))].repeat(patch, 1).repeat(patch, 2)
+        refined, ious = refine_masks(resized_hw3, coarse, self._params.crf, device=self._device)
+        height, width = image.pixels.shape[:2]
+        kept = [
+            (resize_mask(mask, height, width), float(iou))
+            for mask, iou in zip(refined, ious, strict=True)
+            if iou >= self._params.min_iou
+        ]
+        kept = [(mask, iou) for mask, iou in kept if mask.any()]
+        return [mask for mask, _ in kept], [iou for _, iou in kept]
+
+    def _embeddings(self, images: Sequence[LoadedImage], masks: list[list[np.ndarray]]) -> list[np.ndarray]:
+        """(n, D) float16 embeddings of each image; the crops of all images share their forward passes."""
+        crops = [
+            masked_crop(image.pixels, mask, self._params.crop_size)
+            for image, found in zip(images, masks, strict=True)
+            for mask in found
+            if image.pixels is not None
+        ]
+        vectors = embed_crops(self._backbone, crops, batch_size=self._crop_batch, device=self._device)
+        ends = np.cumsum([len(found) for found in masks])
+        return np.split(vectors.astype(np.float16), ends[:-1]) if masks else []
+
+
+def _count_graphs(features_BND: Tensor, tau: float, phases: Phases) -> None:
+    """Note the similarities of patches, and how many graphs can be cut at all, are complete, or have no edge."""
+    cosines_BP = sample_cosines(features_BND).cpu()
+    phases.count("cosines", torch.histc(cosines_BP, COSINE_BINS, -1, 1).long().tolist())
+    joined_B = (cosines_BP > tau).float().mean(1) if cosines_BP.shape[1] else torch.zeros(len(cosines_BP))
+    complete, empty = int((joined_B == 1).sum()), int((joined_B == 0).sum())
+    phases.count("graphs", [len(joined_B) - complete - empty, complete, empty])

@@ -1,0 +1,62 @@
+"""Nested masks -> the flat choice of them that becomes the things of a panoptic label.
+
+The best masks first, each as long as it overlaps none chosen before by more than a share of the smaller one: of an
+object and its parts the better one stands for both. Rows keep their order, and photos without masks stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from workers.records import instances_schema
+
+COLUMNS = ("rle", "bbox", "area", "score", "embedding")
+
+
+@dataclass(frozen=True, slots=True)
+class ThingParams:
+    """`max_overlap`: share of the smaller of two masks up to which both may stay; `most`: masks a photo."""
+
+    max_overlap: float
+    most: int
+
+
+def choose_things(instances: pa.Table, params: ThingParams) -> pa.Table:
+    """An instances part, nested or not -> the same photos with the chosen masks alone, best first: a table of
+    `instances_schema` that is not nested."""
+    rows = []
+    for row in instances.to_pylist():
+        size = (row["height"], row["width"])
+        kept = _choose(row["rle"], row["area"], row["score"], size, params) if row["rle"] else []
+        common = {name: row[name] for name in ("image_id", "height", "width", "status", "error")}
+        rows.append(common | {name: [row[name][i] for i in kept] for name in COLUMNS})
+    dim = instances.schema.field("embedding").type.value_type.list_size
+    return pa.Table.from_pylist(rows, schema=instances_schema(dim))
+
+
+def _choose(
+    rles: Sequence[str], areas: Sequence[int], scores: Sequence[float], size: tuple[int, int], params: ThingParams
+) -> list[int]:
+    """Numbers of the chosen masks, best first; of equal scores the earlier."""
+    order = sorted(range(len(rles)), key=lambda mask: (-scores[mask], mask))
+    overlap = _overlaps(rles, areas, size)
+    chosen: list[int] = []
+    for mask in order:
+        if len(chosen) < params.most and not (overlap[mask, chosen] > params.max_overlap).any():
+            chosen.append(mask)
+    return chosen
+
+
+def _overlaps(rles: Sequence[str], areas: Sequence[int], size: tuple[int, int]) -> NDArray[np.float64]:
+    """(M, M) pixels that two masks share, as a share of the smaller one."""
+    coded = [{"size": list(size), "counts": rle.encode("ascii")} for rle in rles]
+    of_the_first = np.asarray(coco.iou(coded, coded, [1] * len(coded)))  # in a crowd: the share of the first in it
+    area = np.asarray(areas, np.float64)
+    shares: NDArray[np.float64] = of_the_first * area[:, None] / np.minimum(area[:, None], area[None])
+    return shares
