@@ -157,6 +157,17 @@ def match_masks(
     return sorted(object_of.items())
 
 
+def covered_shares(found: Sequence[Instance], region: Mapping[str, Any]) -> NDArray[np.float64]:
+    """(D,) share of each mask's pixels that lie in `region`, an RLE of the image's size; 0 for an empty mask."""
+    from pycocotools import mask as codec
+
+    if not found:
+        return np.zeros(0)
+    # With a crowd, IoU is the share of the detection.
+    shares: NDArray[np.float64] = np.asarray(codec.iou([dict(one.rle) for one in found], [dict(region)], [1]))[:, 0]
+    return shares
+
+
 def _coco(instances: Sequence[Instance], categories: Sequence[int]) -> Any:
     """pycocotools' COCO of one image. Ids start at 1, because its matching takes 0 for no match."""
     from pycocotools.coco import COCO

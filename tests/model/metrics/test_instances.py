@@ -12,7 +12,16 @@ from pycocotools import mask as codec
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from model.metrics.instances import AREAS, Average, Instance, InstanceAP, Region, instance_of, match_masks
+from model.metrics.instances import (
+    AREAS,
+    Average,
+    Instance,
+    InstanceAP,
+    Region,
+    covered_shares,
+    instance_of,
+    match_masks,
+)
 
 SIZE = (40, 50)
 Images = list[tuple[list[Instance], list[Instance]]]
@@ -204,3 +213,10 @@ def test_a_match_needs_half_of_the_union_and_no_crowd() -> None:
     assert match_masks(half, [rectangle(1, 0, 0, 10, 11)]) == []
     assert match_masks(half, [rectangle(1, 0, 0, 10, 5, crowd=True), rectangle(1, 0, 0, 10, 6)]) == [(0, 1)]
     assert match_masks(half, [rectangle(1, 0, 0, 10, 5, crowd=True)]) == match_masks([], half) == []
+
+
+def test_the_share_of_a_mask_in_a_region() -> None:
+    found = [rectangle(1, 0, 0, 10, 10), rectangle(1, 0, 5, 5, 10), rectangle(1, 30, 0, 5, 5), rectangle(1, 0, 0, 0, 0)]
+    assert covered_shares(found, rectangle(1, 0, 0, 20, 8).rle).tolist() == [0.8, 0.3, 0.0, 0.0]
+    assert covered_shares(found, rectangle(1, 0, 0, 0, 0).rle).tolist() == [0.0] * 4
+    assert covered_shares([], found[0].rle).shape == (0,)
