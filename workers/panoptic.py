@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from workers.kmeans import assign
+from workers.kmeans import assign, embedding_rows
 from workers.masks import decode_rle, encode_panoptic_png
 from workers.merge import merge_panoptic
 from workers.records import PANOPTIC_SCHEMA, READABLE, ImageRecord, Status
@@ -34,12 +34,14 @@ class PanopticWorker:
 
         ValueError when the parts do not speak of the same images in the same order.
         """
-        rows = instances.to_pylist()
+        rows = instances.drop_columns("embedding").to_pylist()
         if [record.image_id for record in records] != [row["image_id"] for row in rows]:
             raise ValueError("the parts of the index and of the instances hold different images; delete the part")
         maps = [None] * len(rows) if semantics_nhw is None else semantics_nhw
-        categories = self._categories([embedding for row in rows for embedding in row["embedding"]])
-        ends = np.cumsum([len(row["embedding"]) for row in rows])[:-1]
+        categories = nearest_categories(
+            instances["embedding"], self._centroids_KD, spherical=self._spherical, threads=self._threads
+        )
+        ends = np.cumsum([len(row["rle"]) for row in rows])[:-1]
         merged = [
             self._row(record, row, labels, semantic)
             for record, row, labels, semantic in zip(records, rows, np.split(categories, ends), maps, strict=True)
@@ -71,11 +73,14 @@ class PanopticWorker:
             "hidden_instances": labels.hidden,
         }
 
-    def _categories(self, embeddings: Sequence[Sequence[float]]) -> np.ndarray:
-        if not embeddings:
-            return np.zeros(0, np.int64)
-        # A whole part at once and with the threads of the fit: the labels that k-means itself counted.
-        labels, _ = assign(
-            np.asarray(embeddings, np.float32), self._centroids_KD, spherical=self._spherical, threads=self._threads
-        )
-        return labels.astype(np.int64) + 1  # cluster ids start at 0, category ids at 1
+
+def nearest_categories(
+    embeddings: pa.ChunkedArray, centroids_KD: np.ndarray, *, spherical: bool, threads: int
+) -> np.ndarray:
+    """The column `embedding` of a whole instances part -> (N,) int64 categories of its masks in order, 1..K by nearest
+    centroid: the labels that k-means itself counted, because it too takes a part at once and as many `threads`.
+
+    ValueError when the embeddings and the centroids (K, D) differ in dimension.
+    """
+    labels, _ = assign(embedding_rows(embeddings), centroids_KD, spherical=spherical, threads=threads)
+    return labels.astype(np.int64) + 1  # cluster ids start at 0, category ids at 1

@@ -1,5 +1,5 @@
-"""Scores against human labels: panoptic quality, masks (AP, AR), class maps."""
+"""Scores against human labels: panoptic quality, masks (AP, AR), class maps, clusters (purity, NMI)."""
 
-from model.metrics.panoptic import PanopticQuality, class_agnostic_ap, hungarian_mapping, panoptic_quality
+from model.metrics.panoptic import PanopticQuality, hungarian_mapping, panoptic_quality
 
-__all__ = ["PanopticQuality", "class_agnostic_ap", "hungarian_mapping", "panoptic_quality"]
+__all__ = ["PanopticQuality", "hungarian_mapping", "panoptic_quality"]

@@ -1,13 +1,14 @@
 """Average precision and recall of instances over a stream of images, by pycocotools' COCOeval.
 
 COCOeval matches one image at a time; what is kept of an image are a few bytes a detection (its score, and at each IoU
-whether it hit), so that masks need not be held. `class_agnostic_ap` of model/metrics.py takes all images at once.
+whether it hit), so that masks need not be held. Masks may overlap, on either side.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_DETECTIONS = [1, 10, 100]  # an image and category, the surest first
+MATCH_IOU = 0.5
 Region = Literal["bbox", "segm"]
+Size = Literal["all", "small", "medium", "large"]
+AREAS: dict[Size, tuple[float, float]] = {  # of objects in pixels, as COCO draws the lines; both ends belong to it
+    "all": (0, 1e10),
+    "small": (0, 32**2),
+    "medium": (32**2, 96**2),
+    "large": (96**2, 1e10),
+}
 
 
 class Instance(NamedTuple):
@@ -73,21 +82,24 @@ class _Matched(NamedTuple):
     scores_D: NDArray[np.float64]
     hit_TD: NDArray[np.bool_]
     ignored_TD: NDArray[np.bool_]
-    crowd_G: NDArray[np.bool_]
+    not_counted_G: NDArray[np.bool_]  # crowds, and objects of another size
 
 
 class InstanceAP:
-    """AP and AR of boxes or masks over a stream of images, all sizes of objects.
+    """AP and AR of boxes or masks over a stream of images.
 
     Args:
         region: "bbox" compares boxes, "segm" masks.
         class_agnostic: all categories are taken for one (its id is 1).
+        sizes: of the objects that are scored, each apart. As COCO has it, an object of another size is no miss, and a
+            detection that finds it, or finds nothing and is itself of another size, no false alarm.
     """
 
-    def __init__(self, region: Region, *, class_agnostic: bool = False) -> None:
+    def __init__(self, region: Region, *, class_agnostic: bool = False, sizes: Sequence[Size] = ("all",)) -> None:
         self.region = region
         self.class_agnostic = class_agnostic
-        self._matched: dict[int, list[_Matched]] = defaultdict(list)
+        self.sizes = tuple(sizes)
+        self._matched: dict[Size, dict[int, list[_Matched]]] = {size: defaultdict(list) for size in self.sizes}
 
     def update(self, truth: Sequence[Instance], found: Sequence[Instance]) -> None:
         """Add one image: its objects and its detections, in any order. Masks must all have the image's size."""
@@ -101,10 +113,11 @@ class InstanceAP:
         categories = sorted({instance.category for instance in (*truth, *found)})
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval(_coco(truth, categories), _coco(found, categories), self.region)
-            _all_sizes(evaluation.params)
+            _set_params(evaluation.params, self.sizes)
             evaluation.evaluate()
-        for category, image in zip(categories, evaluation.evalImgs, strict=True):
-            self._matched[category].append(
+        # Of one image COCOeval lists the categories, and the sizes within each.
+        for (category, size), image in zip(itertools.product(categories, self.sizes), evaluation.evalImgs, strict=True):
+            self._matched[size][category].append(
                 _Matched(
                     np.array(image["dtScores"], np.float64),
                     np.asarray(image["dtMatches"]) > 0,
@@ -113,9 +126,46 @@ class InstanceAP:
                 )
             )
 
-    def result(self) -> InstanceResult:
-        per_class = {category: _accumulate(self._matched[category]) for category in sorted(self._matched)}
+    def result(self, size: Size = "all") -> InstanceResult:
+        """The numbers of the objects of a size. KeyError for one that was not asked for."""
+        matched = self._matched[size]
+        per_class = {category: _accumulate(matched[category]) for category in sorted(matched)}
         return InstanceResult(_mean([one for one in per_class.values() if one.n]), per_class)
+
+
+def match_masks(
+    found: Sequence[Instance], truth: Sequence[Instance], *, least_iou: float = MATCH_IOU
+) -> list[tuple[int, int]]:
+    """Pairs (detection, object) of an image by their masks' IoU, at least `least_iou`, one to one.
+
+    Greedy: the pair of the largest IoU first, of equal ones that of the first detection, then of the first object.
+    Crowds have no partner, and classes do not matter.
+    """
+    from pycocotools import mask as codec
+
+    objects = [number for number, instance in enumerate(truth) if not instance.crowd]
+    if not found or not objects:
+        return []
+    rles = ([dict(one.rle) for one in found], [dict(truth[number].rle) for number in objects])
+    iou_DG = np.asarray(codec.iou(*rles, [0] * len(objects)))
+    near = np.flatnonzero(iou_DG >= least_iou)
+    object_of: dict[int, int] = {}
+    for place in near[np.argsort(-iou_DG.ravel()[near], kind="stable")].tolist():
+        detection, column = divmod(place, len(objects))
+        if detection not in object_of and objects[column] not in object_of.values():
+            object_of[detection] = objects[column]
+    return sorted(object_of.items())
+
+
+def covered_shares(found: Sequence[Instance], region: Mapping[str, Any]) -> NDArray[np.float64]:
+    """(D,) share of each mask's pixels that lie in `region`, an RLE of the image's size; 0 for an empty mask."""
+    from pycocotools import mask as codec
+
+    if not found:
+        return np.zeros(0)
+    # With a crowd, IoU is the share of the detection.
+    shares: NDArray[np.float64] = np.asarray(codec.iou([dict(one.rle) for one in found], [dict(region)], [1]))[:, 0]
+    return shares
 
 
 def _coco(instances: Sequence[Instance], categories: Sequence[int]) -> Any:
@@ -146,26 +196,27 @@ def _coco(instances: Sequence[Instance], categories: Sequence[int]) -> Any:
     return coco
 
 
-def _all_sizes(params: Any) -> None:
-    params.areaRng, params.areaRngLbl = [[0, 1e10]], ["all"]
+def _set_params(params: Any, sizes: Sequence[Size]) -> None:
+    params.areaRng, params.areaRngLbl = [list(AREAS[size]) for size in sizes], list(sizes)
     params.maxDets = list(MAX_DETECTIONS)
 
 
 def _accumulate(images: Sequence[_Matched]) -> Average:
-    """The numbers of one category over its images, in the order they came (which decides ties of scores)."""
+    """The numbers of one category and size over its images, in the order they came (which decides ties of scores)."""
     from pycocotools.cocoeval import COCOeval, Params
 
     params = Params("bbox")
-    _all_sizes(params)
+    _set_params(params, ["all"])  # which size it is was settled when they were matched
     params.catIds, params.imgIds = [1], list(range(len(images)))
     evaluation = COCOeval(iouType="bbox")
     evaluation.params = evaluation._paramsEval = params  # as `evaluate` leaves them
     evaluation.evalImgs = [
-        {"dtScores": m.scores_D, "dtMatches": m.hit_TD, "dtIgnore": m.ignored_TD, "gtIgnore": m.crowd_G} for m in images
+        {"dtScores": m.scores_D, "dtMatches": m.hit_TD, "dtIgnore": m.ignored_TD, "gtIgnore": m.not_counted_G}
+        for m in images
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
-    n = sum(int((~m.crowd_G).sum()) for m in images)
+    n = sum(int((~m.not_counted_G).sum()) for m in images)
     if not n:
         return _average([float("nan")] * 6, 0)
     precision_TRM = evaluation.eval["precision"][:, :, 0, 0, :]

@@ -1,4 +1,4 @@
-"""What the labels are worth against a known truth: panoptic quality, one-to-one class mapping, class-agnostic mask AP.
+"""What the labels are worth against a known truth: panoptic quality, one-to-one class mapping.
 
 Panoptic quality is that of the COCO panoptic evaluator (Kirillov et al., arXiv 1801.00868, section 4), including its
 treatment of void and crowd. All of it streams: an image is reduced to the pixel counts of its overlapping segments.
@@ -6,8 +6,6 @@ treatment of void and crowd. All of it streams: an image is reduced to the pixel
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,6 @@ from scipy.optimize import linear_sum_assignment
 
 VOID_ID = 0
 MATCH_IOU = 0.5  # above one half, a segment has at most one partner
-MAX_DETECTIONS = 100  # the 100 of AR100
 
 Overlaps = dict[tuple[int, int], int]  # (truth id, predicted id) -> shared pixels; 0 is void on either side
 
@@ -248,64 +245,3 @@ def hungarian_mapping(counts_KxC: ArrayLike) -> NDArray[np.int64]:
     mapping = np.full(len(counts), -1, dtype=np.int64)
     mapping[clusters[shared]] = classes[shared]
     return mapping
-
-
-class ScoredMask(NamedTuple):
-    """A predicted mask: COCO RLE (`{"size": [height, width], "counts": ...}`) and its score, higher is surer."""
-
-    rle: Mapping[str, Any]
-    score: float
-
-
-def class_agnostic_ap(
-    gt: Sequence[Sequence[Mapping[str, Any]]],
-    predictions: Sequence[Sequence[ScoredMask | tuple[Mapping[str, Any], float]]],
-) -> dict[str, float]:
-    """Mask AP, AP50, AP75 and AR100 in [0, 1] with all classes taken as one, by pycocotools' COCOeval.
-
-    Args:
-        gt: per image, the masks of the truth as COCO RLE; a mapping may carry `iscrowd`.
-        predictions: per image, in the order of `gt`, the predicted masks as (COCO RLE, score).
-
-    Raises:
-        ValueError: the lists differ in length, or the truth has no object, so that nothing can be measured.
-    """
-    from pycocotools.cocoeval import COCOeval
-
-    if len(gt) != len(predictions):
-        raise ValueError(f"truth of {len(gt)} images, predictions of {len(predictions)}")
-    if not any(not mask.get("iscrowd", 0) for masks in gt for mask in masks):
-        raise ValueError("the truth holds no object")
-    if not any(predictions):
-        return dict.fromkeys(("AP", "AP50", "AP75", "AR100"), 0.0)
-    truth = [(i, mask, {"iscrowd": int(mask.get("iscrowd", 0))}) for i, masks in enumerate(gt) for mask in masks]
-    found = [(i, rle, {"score": float(score)}) for i, masks in enumerate(predictions) for rle, score in masks]
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_coco_masks(truth, len(gt)), _coco_masks(found, len(gt)), "segm")
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-        evaluation.params.maxDets = [MAX_DETECTIONS]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision = evaluation.eval["precision"][:, :, 0, 0, 0]  # (IoU .50:.05:.95, recall 0:.01:1)
-    recall = evaluation.eval["recall"][:, 0, 0, 0]
-    parts = {"AP": precision, "AP50": precision[0], "AP75": precision[5], "AR100": recall}
-    return {name: float(np.mean(values)) for name, values in parts.items()}
-
-
-def _coco_masks(masks: Iterable[tuple[int, Mapping[str, Any], Mapping[str, Any]]], num_images: int) -> Any:
-    """(image, RLE, further fields) -> pycocotools' COCO; ids start at 1, because its matching takes 0 for no match."""
-    from pycocotools import mask as rle_codec
-    from pycocotools.coco import COCO
-
-    coco = COCO()
-    images: list[dict[str, int]] = [{"id": image} for image in range(num_images)]
-    annotations = []
-    for number, (image, mask, fields) in enumerate(masks, start=1):
-        rle = {"size": list(mask["size"]), "counts": mask["counts"]}
-        area = float(rle_codec.area(rle))
-        images[image] |= {"height": rle["size"][0], "width": rle["size"][1]}
-        annotations.append({"id": number, "image_id": image, "category_id": 1, "segmentation": rle, "area": area})
-        annotations[-1].update(fields)
-    coco.dataset = {"images": images, "categories": [{"id": 1}], "annotations": annotations}
-    coco.createIndex()
-    return coco

@@ -1,4 +1,5 @@
-"""The commands of the panoptic model: train it, go on by itself, predict, score panoptic labels, export them."""
+"""The commands of the panoptic model and of what it learns from: train it, go on by itself, predict, score panoptic
+labels and masks, export them."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ def add_to(app: typer.Typer, evaluate_app: typer.Typer) -> None:
     app.command("self-train")(self_train)
     app.command()(predict)
     evaluate_app.command("panoptic")(evaluate_panoptic)
+    evaluate_app.command("masks")(evaluate_masks)
     export_app = typer.Typer(help="Labels in the formats of other programs.", no_args_is_help=True)
     export_app.command("coco")(export_coco)
     app.add_typer(export_app, name="export")
@@ -138,6 +140,26 @@ def evaluate_panoptic(
             stuff_by_supercategory=supercategories,
         )
         answer(found, as_json, lambda: print_scores(found), files=found["files"])
+
+
+def evaluate_masks(
+    run: RunOrConfig,
+    truth: Annotated[str, typer.Argument(metavar="TRUTH", help="COCO instances JSON, or COCO panoptic JSON.")],
+    stage: Annotated[
+        str, typer.Option(help="instances, or one of panoptic labels, such as panoptic or predictions.")
+    ] = "instances",
+    truth_pngs: Annotated[
+        str | None, typer.Option(help="PNGs of a panoptic truth; by default beside its JSON.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Folder for the result; by default evaluation in the run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Masks against human ones with the classes ignored: AP and AR by size, purity of the clusters, masks of stuff."""
+    with user_errors(as_json):
+        from pipeline.evaluate import mask_scores as evaluation
+
+        found = evaluation.evaluate_masks(run, truth, stage=stage, truth_pngs=truth_pngs, output=output)
+        answer(found, as_json, lambda: evaluation.print_scores(found), files=found["files"])
 
 
 def _run_of(labels: str | list[str], stage: str) -> str:

@@ -86,7 +86,7 @@ class InstanceScores:
         return {
             f"{name}_{key}": value
             for name, region in self._regions.items()
-            for key, value in _numbers(region.result().all).items()
+            for key, value in numbers_of(region.result().all).items()
         }
 
     def per_class(self) -> dict[int, dict[str, float]]:
@@ -94,10 +94,11 @@ class InstanceScores:
         found: dict[int, dict[str, float]] = {}
         for name, region in self._regions.items():
             for category, average in region.result().per_class.items():
-                numbers = {f"{name}_{key}": value for key, value in _numbers(average).items()}
+                numbers = {f"{name}_{key}": value for key, value in numbers_of(average).items()}
                 found[category] = found.get(category, {}) | numbers
         return found
 
 
-def _numbers(average: Average) -> dict[str, float]:
+def numbers_of(average: Average) -> dict[str, float]:
+    """AP, ... AR100 by the names of the field."""
     return {key: getattr(average, field) for key, field in NUMBERS.items()}

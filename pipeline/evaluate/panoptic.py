@@ -125,18 +125,13 @@ class LabelPairs:
             if not source.names:
                 raise ConfigError(f"{source.shown} holds no labelled image")
         known = ImageNames(truth.names, truth.shown)
-        self._prediction_of: dict[str, str] = {}
         for name in predicted.names:
-            image = known.find(name)
-            if image is None:
+            if known.claim(name, predicted.shown) is None:
                 raise ConfigError(
                     f"{predicted.shown}: the image {name!r} is none of the {len(truth.names)} images of {truth.shown}, "
                     f"such as {truth.names[0]!r}; predict those images, and no others"
                 )
-            if (other := self._prediction_of.setdefault(image, name)) != name:
-                raise ConfigError(
-                    f"{predicted.shown}: {other!r} and {name!r} are both predictions of {image!r} of {truth.shown}"
-                )
+        self._prediction_of = known.claimed
         self.missing = [name for name in truth.names if name not in self._prediction_of]
 
     def __len__(self) -> int:

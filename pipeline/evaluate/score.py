@@ -16,7 +16,6 @@ detections and the semantic map from before they are combined.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -35,11 +34,10 @@ from pipeline.evaluate.mapping import (
     one_to_one,
 )
 from pipeline.evaluate.panoptic import LabelPairs, LabelSource, StuffBySupercategory, open_labels
-from pipeline.evaluate.semantic import Names
+from pipeline.evaluate.results import Names, percent, write_json
 from pipeline.evaluate.tally import Tally
 from pipeline.sources.coco import Categories, CocoInstances, CocoPanoptic
 from pipeline.stages.parts import Inputs
-from pipeline.store import storage
 
 RESULT = "panoptic.json"
 
@@ -78,12 +76,7 @@ def evaluate_run(
     predicted = open_labels(predictions, prediction_pngs)
     whole = CocoInstances(instances) if instances else None
     found = score_labels(predicted, true, instances=whole, mode=mode, leftover=leftover, thresholds=thresholds)
-    where = storage.join(output, RESULT)
-    try:
-        storage.write_bytes(where, json.dumps(found, indent=1, allow_nan=False).encode())
-    except storage.store_errors(where) as error:
-        raise ConfigError(f"--output: cannot write {storage.redact(where)!r}: {error}") from error
-    return found | {"files": [storage.redact(where)]}
+    return found | {"files": [write_json(output, RESULT, found)]}
 
 
 def score_labels(
@@ -117,7 +110,7 @@ def score_labels(
         "mode": mode,
         "options": {"leftover": leftover} if mode == "hungarian" else _vote_options(mode, thresholds),
         "images": len(pairs),
-        "images_without_prediction": asdict(_names(pairs.missing)),
+        "images_without_prediction": asdict(Names.of(pairs.missing)),
         "classes": [category._asdict() for category in truth.categories.values()],
         "clusters": {kind: sum(c.is_thing is k for c in clusters.values()) for kind, k in _KINDS.items()},
         "mapping": {str(cluster): category for cluster, category in sorted(class_of.items())},
@@ -155,13 +148,6 @@ def _clusters(predicted: LabelSource, truth: LabelSource, mode: Mode) -> Categor
         )
     predicted.categories = dict(truth.categories)
     return predicted.categories
-
-
-def _names(names: Sequence[str]) -> Names:
-    found = Names()
-    for name in names:
-        found.add(name)
-    return found
 
 
 def _learn(
@@ -238,11 +224,11 @@ def _table(
     halves = result["other_half"]
     table = Table("", *heads, *([] if halves is None else [f"{heads[0]} by other half"]), title=title)
     for label, keys in rows.items():
-        other = [] if halves is None else [_percent(halves[keys[0]])]
-        table.add_row(label, *(_percent(result["all_images"][key]) for key in keys), *other)
+        other = [] if halves is None else [percent(halves[keys[0]])]
+        table.add_row(label, *(percent(result["all_images"][key]) for key in keys), *other)
     if agnostic:
         for label, keys in rows.items():
-            table.add_row(f"{label}, classes ignored", *(_percent(result["class_agnostic"][key]) for key in keys))
+            table.add_row(f"{label}, classes ignored", *(percent(result["class_agnostic"][key]) for key in keys))
     return table
 
 
@@ -259,7 +245,7 @@ def _class_table(result: Mapping[str, Any]) -> Any:
             mapped = clusters.get(category["id"], ["–"])
             shown = ", ".join(mapped[:4]) + (f" and {len(mapped) - 4} more" if len(mapped) > 4 else "")
             keys = ("PQ", "SQ", "RQ", "box_AP", "mask_AP", "IoU")
-            table.add_row(category["name"], shown, *(_percent(numbers.get(key)) for key in keys))
+            table.add_row(category["name"], shown, *(percent(numbers.get(key)) for key in keys))
     return table
 
 
@@ -276,7 +262,3 @@ def _remarks(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"{result['things_without_score']} things have no score: AP takes them all for equally sure"
     if result["mode"] != "identity" and result["other_half"] is None:
         yield "all images are in one half, so there is no other half to learn the mapping on"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"

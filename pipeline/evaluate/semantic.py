@@ -11,8 +11,6 @@ Neither knows of runs, so that other class maps can be scored by the same code.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -26,22 +24,8 @@ from pipeline.errors import ConfigError
 from pipeline.evaluate.class_maps import Prediction, predictions
 from pipeline.evaluate.confusion import arrange, confusion_png
 from pipeline.evaluate.labels import IGNORED, LabelFolder, open_labels
+from pipeline.evaluate.results import Names, mean_of_known, number, percent, write_file, write_json
 from pipeline.store import storage
-
-LISTED = 5  # names given of those that were left out
-
-
-@dataclass(slots=True)
-class Names:
-    """How many there are, and the first few of them."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, name: str) -> None:
-        self.count += 1
-        if len(self.first) < LISTED:
-            self.first.append(name)
 
 
 @dataclass(slots=True)
@@ -150,11 +134,10 @@ def summarise(tally: Tally, source: LabelFolder, clusters: Sequence[str]) -> dic
     shown = np.flatnonzero(total.matrix.any(axis=0) | source.table.named)
     classes = [source.table.names[c] for c in shown]
     best = score(total, one_to_one(total))
-    without_image = source.unclaimed()
     return {
         "images": tally.images,
         "images_without_label": asdict(tally.without_label),
-        "labels_without_image": {"count": len(without_image), "first": without_image[:LISTED]},
+        "labels_without_image": asdict(Names.of(source.unclaimed())),
         "images_without_prediction": asdict(tally.without_prediction),
         "ignored_values": list(source.table.ignore),
         "classes": classes,
@@ -178,18 +161,14 @@ def _shares(counts: NDArray[np.int64]) -> list[float]:
 
 def _both(scores: SemanticScores, shown: NDArray[np.int64], classes: list[str]) -> dict[str, Any]:
     def plain(one: ClassScores) -> dict[str, Any]:
-        ious = {name: _number(one.iou[c]) for name, c in zip(classes, shown, strict=True)}
+        ious = {name: number(one.iou[c]) for name, c in zip(classes, shown, strict=True)}
         return {**_headline(one), "classes": one.classes, "pixels": one.pixels, "iou": ious}
 
     return {"strict": plain(scores.strict), "published": plain(scores.published)}
 
 
 def _headline(one: ClassScores) -> dict[str, float | None]:
-    return {"accuracy": _number(one.accuracy), "miou": _number(one.miou)}
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+    return {"accuracy": number(one.accuracy), "miou": number(one.miou)}
 
 
 def _other_half(tally: Tally) -> dict[str, Any] | None:
@@ -201,36 +180,21 @@ def _other_half(tally: Tally) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     for convention in ("strict", "published"):
         each = [_headline(getattr(fold, convention)) for fold in folds]
-        found[convention] = {key: _mean([one[key] for one in each]) for key in ("accuracy", "miou")} | {"folds": each}
+        means = {key: mean_of_known(one[key] for one in each) for key in ("accuracy", "miou")}
+        found[convention] = means | {"folds": each}
     return found
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _write(result: Mapping[str, Any], folder: str) -> list[str]:
     counts = np.array(result["counts"], np.int64)
-    number = {name: c for c, name in enumerate(result["classes"])}
+    column = {name: c for c, name in enumerate(result["classes"])}
     mapped = result["one_to_one"]["mapping"]
-    mapping = np.array([number.get(mapped.get(name), -1) for name in result["cluster_names"]], np.int64)
+    mapping = np.array([column.get(mapped.get(name), -1) for name in result["cluster_names"]], np.int64)
     rows = arrange(counts[:-1], counts[-1], mapping, [f"cluster {name}" for name in result["cluster_names"]])
     strict = result["one_to_one"]["strict"]
     title = f"mIoU {strict['miou']:.1%}, pixel accuracy {strict['accuracy']:.1%} (strict); % of each true class"
-    files = {
-        "semantic.json": json.dumps(result, indent=1, allow_nan=False).encode(),
-        "semantic.png": confusion_png(rows, result["classes"], title),
-    }
-    written = []
-    for name, data in files.items():
-        uri = storage.join(folder, name)
-        try:
-            storage.write_bytes(uri, data)
-        except storage.store_errors(uri) as error:
-            raise ConfigError(f"--output: cannot write {storage.redact(uri)!r}: {error}") from error
-        written.append(storage.redact(uri))
-    return written
+    picture = confusion_png(rows, result["classes"], title)
+    return [write_json(folder, "semantic.json", result), write_file(folder, "semantic.png", picture)]
 
 
 def print_scores(result: Mapping[str, Any]) -> None:
@@ -250,7 +214,7 @@ def print_scores(result: Mapping[str, Any]) -> None:
         found = result[key]
         if found is not None:
             numbers = [found[convention][k] for k in ("miou", "accuracy") for convention in ("strict", "published")]
-            table.add_row(title, *map(_percent, numbers))
+            table.add_row(title, *map(percent, numbers))
     console.print(table)
     console.print(_class_table(result))
 
@@ -263,7 +227,7 @@ def _class_table(result: Mapping[str, Any]) -> Any:
     table = Table("class", "share of pixels", "cluster", "IoU strict", "published", title="one to one")
     for name in result["classes"]:
         ious = [best[convention]["iou"][name] for convention in ("strict", "published")]
-        table.add_row(name, _percent(result["truth_share"][name]), cluster_of.get(name, "–"), *map(_percent, ious))
+        table.add_row(name, percent(result["truth_share"][name]), cluster_of.get(name, "–"), *map(percent, ious))
     return table
 
 
@@ -286,7 +250,3 @@ def _remarks(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"only {result['parts_done']} of {result['parts']} parts are done; the rest was left out"
     if result["other_half"] is None:
         yield "one labelled image alone: no half to learn the mapping on"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"

@@ -6,7 +6,7 @@ Everything here adds up over a stream of images and holds none of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from model.metrics.semantic import ConfusionCounts, score
 from pipeline.evaluate.instances import InstanceScores, TrueInstances, found_instances
 from pipeline.evaluate.mapping import ClassOf, Evidence, relabel, rename_overlaps
 from pipeline.evaluate.panoptic import LabelPair
+from pipeline.evaluate.results import mean_of_known, plain
 from pipeline.sources.coco import Categories
 
 SEMANTIC = {"mIoU": "miou", "accuracy": "accuracy"}
@@ -62,7 +63,7 @@ class Tally:
         if self._halves is None:
             return None
         folds = [plain(half.numbers()) for half in self._halves]
-        return {key: _mean([fold[key] for fold in folds]) for key in folds[0]} | {"folds": folds}
+        return {key: mean_of_known(fold[key] for fold in folds) for key in folds[0]} | {"folds": folds}
 
 
 class MappingScores:
@@ -133,13 +134,3 @@ def _quality_numbers(result: PanopticResult, suffix: str) -> dict[str, float]:
         for key in ("PQ", "SQ", "RQ"):
             found[f"{key}{group}{suffix}"] = getattr(quality, key.lower()) if quality.n else math.nan
     return found
-
-
-def plain(numbers: Mapping[str, float]) -> dict[str, float | None]:
-    """NaN as None, which JSON has a word for."""
-    return {key: None if math.isnan(value) else value for key, value in numbers.items()}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -72,16 +72,17 @@ class CocoPanoptic:
     Args:
         uri: the JSON file.
         pngs: the folder of its PNGs; by default the JSON's path without `.json`, as COCO names them.
+        document: what the JSON holds, where it was read already.
 
     Raises:
         ConfigError: the JSON cannot be read or is none of COCO panoptic, or an image comes twice.
     """
 
-    def __init__(self, uri: str, pngs: str | None = None) -> None:
+    def __init__(self, uri: str, pngs: str | None = None, *, document: Any = None) -> None:
         self.uri = uri
         self.shown = storage.redact(uri)
         self.pngs = pngs or uri.removesuffix(".json")
-        document = read_document(uri, "COCO panoptic", "annotations")
+        document = read_document(uri, "COCO panoptic", "annotations", document=document)
         self.categories = read_categories(document.get("categories", ()), self.shown)
         self._images = {image["id"]: image for image in _images(document, self.shown, "id", "file_name")}
         self._annotations: dict[str, dict[str, Any]] = {}
@@ -144,17 +145,20 @@ class CocoPanoptic:
 class CocoInstances:
     """COCO instance annotations; `names` are those of all its images, in the order of the file.
 
-    ConfigError when the JSON cannot be read or is none of COCO instances, or an annotation is of an unknown image or
-    category.
+    `document` is what the JSON holds, where it was read already. ConfigError when the JSON cannot be read or is none of
+    COCO instances, two images have one name, or an annotation is of an unknown image or category.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, document: Any = None) -> None:
         self.uri = uri
         self.shown = storage.redact(uri)
-        document = read_document(uri, "COCO instances", "images", "annotations", "categories")
+        document = read_document(uri, "COCO instances", "images", "annotations", "categories", document=document)
         self.categories = {int(entry["id"]): str(entry["name"]) for entry in document["categories"]}
         images = _images(document, self.shown, "id", "file_name", "height", "width")
         self._images = {str(image["file_name"]): image for image in images}
+        if len(self._images) < len(images):
+            name, count = Counter(str(image["file_name"]) for image in images).most_common(1)[0]
+            raise ConfigError(f"{self.shown}: {count} of the images are called {name!r}; give each a name of its own")
         self._annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         known = {image["id"] for image in images}
         for annotation in document["annotations"]:
@@ -209,15 +213,38 @@ class CocoInstances:
         return shape
 
 
-def read_document(uri: str, kind: str, *needed: str) -> dict[str, Any]:
-    """A JSON object with the lists `needed`, the first not empty. ConfigError names the file and what is wrong."""
+def open_coco(uri: str, pngs: str | None = None) -> CocoPanoptic | CocoInstances:
+    """COCO labels of the kind that the JSON holds: panoptic annotations list their segments.
+
+    ConfigError as of the two, and for `pngs` (the folder of the PNGs of panoptic labels) beside instances.
+    """
+    document = read_json(uri)
+    annotations = document.get("annotations") if isinstance(document, dict) else None
+    if not isinstance(annotations, list):
+        raise ConfigError(f"{storage.redact(uri)} is neither COCO panoptic nor instances JSON: it has no annotations")
+    if any(isinstance(one, Mapping) and "segments_info" in one for one in annotations[:1]):
+        return CocoPanoptic(uri, pngs, document=document)
+    if pngs is not None:
+        raise ConfigError(f"a folder of PNGs ({pngs!r}) belongs to COCO panoptic JSON, not to instances as in {uri!r}")
+    return CocoInstances(uri, document=document)
+
+
+def read_json(uri: str) -> Any:
+    """What a JSON file holds. ConfigError when it cannot be read."""
     shown = storage.redact(uri)
     try:
-        document = json.loads(storage.read_bytes(uri))
+        return json.loads(storage.read_bytes(uri))
     except storage.store_errors(uri) as error:
         raise ConfigError(f"cannot read {shown!r}: {storage.redact(str(error))}") from error
     except ValueError as error:
         raise ConfigError(f"{shown} is not JSON: {error}") from error
+
+
+def read_document(uri: str, kind: str, *needed: str, document: Any = None) -> dict[str, Any]:
+    """A JSON object with the lists `needed`, the first not empty. ConfigError names the file and what is wrong."""
+    shown = storage.redact(uri)
+    if document is None:
+        document = read_json(uri)
     lacking = [key for key in needed if not isinstance(document, dict) or not isinstance(document.get(key), list)]
     if lacking:
         raise ConfigError(f"{shown} is not {kind} JSON: it lacks the lists {', '.join(lacking)}")

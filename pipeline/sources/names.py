@@ -24,6 +24,7 @@ class ImageNames:
         for name in names:
             self._by_path[image_stem(name)].append(name)
             self._by_name[posixpath.basename(image_stem(name))].append(name)
+        self.claimed: dict[str, str] = {}  # images that were claimed, and by which name
 
     def find(self, name: str) -> str | None:
         """The image of `name`; None when there is none. ConfigError when several would do."""
@@ -35,6 +36,17 @@ class ImageNames:
                 "images names that differ by more than folder and ending"
             )
         return found[0] if found else None
+
+    def claim(self, name: str, claimant: str) -> str | None:
+        """As `find`, and an image belongs to the first name that asks for it: ConfigError for another one, which says
+        that `claimant` has both."""
+        image = self.find(name)
+        if image is not None and (other := self.claimed.setdefault(image, name)) != name:
+            raise ConfigError(
+                f"{claimant}: {other!r} and {name!r} could both be the image {image!r} of {self.shown}: give images "
+                "names that differ by more than folder and ending, or the same paths on both sides"
+            )
+        return image
 
 
 def require_inside(name: str, where: str) -> str:

@@ -36,8 +36,7 @@ class PanopticParts:
         self._parts = list(parts)
         self.categories = common_categories(self._parts)
         self.shown = storage.redact(self._parts[0].rsplit("/", 1)[0])
-        detects = set(DETECTION_COLUMNS) <= set(_schema(self._parts[0]).names)
-        self._columns = LABEL_COLUMNS + (DETECTION_COLUMNS if detects else [])
+        self._columns = label_columns(self._parts[0])
         self._place: dict[str, tuple[int, int]] = {}
         for number, part in enumerate(self._parts):
             rows = read_part_columns(part, ["image_id", "status"])
@@ -108,6 +107,11 @@ def common_categories(parts: Sequence[str]) -> Categories:
     if not categories:
         raise ConfigError(f"{storage.redact(part)}: the list of categories is empty")
     return categories
+
+
+def label_columns(part: str) -> list[str]:
+    """What `image_of_row` reads of a part, its detections too where it has them. ConfigError when it cannot be read."""
+    return LABEL_COLUMNS + (DETECTION_COLUMNS if set(DETECTION_COLUMNS) <= set(_schema(part).names) else [])
 
 
 def image_of_row(row: Mapping[str, Any], where: str, categories: Categories) -> PanopticImage:

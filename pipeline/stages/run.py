@@ -38,7 +38,8 @@ def find_run(config: Config) -> Run | None:
 
 
 def open_run(run_or_config: str, *, need: str | None = "instances") -> Run:
-    """The run of a folder or config file with at least one finished part of the stage `need`; else ConfigError."""
+    """The run of a folder or config file with at least one finished part of the stage `need`; else ConfigError, also
+    when the run has no such stage."""
     is_config = run_or_config.lower().endswith((".yaml", ".yml"))
     config, latest = _from_config(run_or_config) if is_config else _from_folder(run_or_config)
     uri = config.run.uri
@@ -47,6 +48,10 @@ def open_run(run_or_config: str, *, need: str | None = "instances") -> Run:
     except FileNotFoundError as error:
         raise ConfigError(f"nothing is done yet in {storage.redact(uri)}: start it with u2label run") from error
     run = _resolved(config, index) if latest is None else _as_recorded(config, index, latest)
+    if need is not None and need not in run.done:
+        raise ConfigError(
+            f"the run in {storage.redact(uri)} has no stage {need!r} with a part a shard; it has {', '.join(run.done)}"
+        )
     if need is not None and not run.done[need]:
         raise ConfigError(
             f"nothing is done yet in {storage.redact(uri)}: no part of the stage {need} "

@@ -1,9 +1,7 @@
-"""Panoptic quality against the COCO evaluator, the one-to-one mapping, and class-agnostic AP against COCOeval."""
+"""Panoptic quality against the COCO evaluator, and the one-to-one mapping."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from dataclasses import dataclass
 from itertools import permutations
@@ -15,15 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from pycocotools import mask as rle_codec
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from model.metrics.panoptic import (
     PanopticQuality,
     PanopticResult,
     Quality,
-    class_agnostic_ap,
     hungarian_mapping,
     panoptic_quality,
     segment_overlaps,
@@ -192,72 +186,3 @@ def test_no_other_one_to_one_mapping_explains_more_pixels(seed: int, classes: in
     explained = counts[np.flatnonzero(mapping >= 0), used].sum()
     best = max(sum(counts[k, c] for c, k in enumerate(chosen)) for chosen in permutations(range(4), classes))
     assert explained == best
-
-
-def rle(mask: np.ndarray) -> dict[str, Any]:
-    return rle_codec.encode(np.asfortranarray(mask, dtype=np.uint8))
-
-
-def square(start: int, side: int) -> dict[str, Any]:
-    mask = np.zeros((40, 40), dtype=bool)
-    mask[start : start + side, start : start + side] = True
-    return rle(mask)
-
-
-def test_average_precision_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
-    gt = [[square(0, 10), square(20, 10)], [square(5, 20)]]
-    assert class_agnostic_ap(gt, [[(m, 0.5) for m in masks] for masks in gt]) == pytest.approx(
-        {"AP": 1.0, "AP50": 1.0, "AP75": 1.0, "AR100": 1.0}
-    )
-    # One of three found, with IoU 81/100: right at the thresholds .50 to .80, seven of ten; recall 1/3 is 34 of 101.
-    found = class_agnostic_ap(gt, [[(square(0, 9), 0.9)], []])
-    assert found == pytest.approx({"AP": 0.7 * 34 / 101, "AP50": 34 / 101, "AP75": 34 / 101, "AR100": 0.7 / 3})
-    assert capsys.readouterr().out == ""
-
-
-def test_average_precision_depends_on_the_order_of_scores() -> None:
-    right, wrong = square(0, 10), square(25, 10)
-    assert class_agnostic_ap([[right]], [[(right, 0.9), (wrong, 0.1)]])["AP50"] == pytest.approx(1.0)
-    assert class_agnostic_ap([[right]], [[(right, 0.1), (wrong, 0.9)]])["AP50"] == pytest.approx(0.5)
-
-
-def test_average_precision_without_predictions_or_truth() -> None:
-    assert set(class_agnostic_ap([[square(0, 10)]], [[]]).values()) == {0.0}
-    with pytest.raises(ValueError, match="no object"):
-        class_agnostic_ap([[], [{**square(0, 10), "iscrowd": 1}]], [[], []])
-    with pytest.raises(ValueError, match="1 images, predictions of 2"):
-        class_agnostic_ap([[]], [[], []])
-
-
-def test_average_precision_equals_cocos_own_summary() -> None:
-    rng = np.random.default_rng(5)
-    gt = [[square(int(rng.integers(0, 20)), int(rng.integers(4, 20))) for _ in range(4)] for _ in range(6)]
-    gt[0][0] = {**gt[0][0], "iscrowd": 1}
-    predictions = [
-        [(square(int(rng.integers(0, 20)), int(rng.integers(4, 20))), rng.random()) for _ in range(9)] for _ in gt
-    ]
-    images = [{"id": i, "height": 40, "width": 40} for i in range(6)]
-    truth = COCO()
-    truth.dataset = {"images": images, "categories": [{"id": 1}], "annotations": [], "info": {}}
-    for image, masks in enumerate(gt):
-        for mask in masks:
-            fields = {"id": len(truth.dataset["annotations"]) + 1, "image_id": image, "category_id": 1}
-            crowd, area = mask.get("iscrowd", 0), float(rle_codec.area(mask))
-            truth.dataset["annotations"].append({**fields, "iscrowd": crowd, "area": area, "segmentation": mask})
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        results = truth.loadRes(
-            [
-                {"image_id": image, "category_id": 1, "segmentation": mask, "score": confidence}
-                for image, masks in enumerate(predictions)
-                for mask, confidence in masks
-            ]
-        )
-        evaluation = COCOeval(truth, results, "segm")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    ap, ap50, ap75, ar100 = evaluation.stats[[0, 1, 2, 8]]
-    assert 0.01 < ap < ap50 < 1
-    expected = {"AP": ap, "AP50": ap50, "AP75": ap75, "AR100": ar100}
-    assert class_agnostic_ap(gt, predictions) == pytest.approx(expected, abs=1e-12)

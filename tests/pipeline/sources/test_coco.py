@@ -12,7 +12,7 @@ import pytest
 from pycocotools import mask as codec
 
 from pipeline.errors import ConfigError
-from pipeline.sources.coco import Category, CocoInstances, CocoPanoptic, PanopticSegment
+from pipeline.sources.coco import Category, CocoInstances, CocoPanoptic, PanopticSegment, open_coco
 from pipeline.sources.names import ImageNames
 from tests.pipeline.label_files import categories, segment, write_coco
 
@@ -152,6 +152,44 @@ def test_polygons_and_run_lengths_are_one_mask(tmp_path: Path) -> None:
 def test_bad_instances_are_refused_by_name(tmp_path: Path, annotation: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CocoInstances(instances_file(tmp_path, **annotation)).read("a.jpg")
+
+
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    uri = instances_file(tmp_path, segmentation=[[2, 1, 5, 1, 5, 3, 2, 3]])
+    document = read_back(uri)
+    document["images"].append({**document["images"][0], "id": 2})
+    Path(uri).write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=r"instances.json: 2 of the images are called 'a.jpg'"):
+        CocoInstances(uri)
+
+
+def test_the_kind_of_labels_is_told_by_their_content(tmp_path: Path) -> None:
+    panoptic = open_coco(write_coco(tmp_path, {"a.jpg": ([[1]], [segment(1, 1)])}, LISTED))
+    assert isinstance(panoptic, CocoPanoptic)
+    assert panoptic.read("a.jpg").ids.tolist() == [[1]]
+    uri = instances_file(tmp_path, segmentation=[[2, 1, 5, 1, 5, 3, 2, 3]])
+    assert isinstance(open_coco(uri), CocoInstances)
+    with pytest.raises(ConfigError, match=r"a folder of PNGs \('x'\) belongs to COCO panoptic JSON"):
+        open_coco(uri, "x")
+    Path(uri).write_text(json.dumps({**read_back(uri), "annotations": []}))
+    assert open_coco(uri).names == ["a.jpg"]  # a photo without an object is labelled too
+    for content in ("[]", '{"images": []}', '{"annotations": null}'):
+        Path(uri).write_text(content)
+        with pytest.raises(ConfigError, match=r"instances.json is neither COCO panoptic nor instances JSON"):
+            open_coco(uri)
+
+
+def test_an_image_belongs_to_one_name_alone() -> None:
+    names = ImageNames(["x/a.jpg", "b.jpg"], "the truth")
+    assert [names.claim(name, "the run") for name in ("x/a.png", "b.jpg", "x/a.png", "c.jpg")] == [
+        "x/a.jpg",
+        "b.jpg",
+        "x/a.jpg",
+        None,
+    ]
+    assert names.claimed == {"x/a.jpg": "x/a.png", "b.jpg": "b.jpg"}
+    with pytest.raises(ConfigError, match=r"the run: 'x/a.png' and 'y/a.png' could both be the image 'x/a.jpg' of the"):
+        names.claim("y/a.png", "the run")
 
 
 def test_an_image_is_found_by_its_path_or_else_by_its_name() -> None:

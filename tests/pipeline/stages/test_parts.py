@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.sources.coco import PanopticSegment
 from pipeline.stages.parts import PanopticParts, common_categories, find_parts
 from tests.pipeline.label_files import categories, random_rows, random_run, unreadable_row, write_part
+from tests.pipeline.report.tiny_runs import config_of, plan_run
 
 
 def test_labels_of_all_parts_and_no_names_for_what_could_not_be_read(tmp_path: Path) -> None:
@@ -49,6 +50,15 @@ def test_where_nothing_is_there_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("not Parquet at all")
     with pytest.raises(ConfigError, match=r"cannot read '.*text.parquet' as a part"):
         PanopticParts([str(tmp_path / "text.parquet")])
+
+
+@pytest.mark.parametrize("stage", ["predictions", "clusters", "nonsense"])
+def test_a_stage_that_a_run_does_not_have_in_parts_is_an_error(tmp_path: Path, stage: str) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"photo")
+    plan_run(config_of(tmp_path / "photos", tmp_path / "run"))
+    with pytest.raises(ConfigError, match=rf"has no stage '{stage}' with a part a shard; it has instances, panoptic"):
+        find_parts(str(tmp_path / "run"), stage)
 
 
 def test_categories_must_be_there_and_the_same(tmp_path: Path) -> None:

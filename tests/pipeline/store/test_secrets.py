@@ -32,6 +32,7 @@ REFINED = ["semantics.method=datus", "semantics.refine=deeplabv3"]
         ["export", "coco", URL, "--output", "OUT"],
         ["evaluate", "panoptic", URL, URL],
         ["evaluate", "semantic", URL, "OUT"],
+        ["evaluate", "masks", URL, URL],
         ["predict", "--weights", "OUT", "--input", URL, "--output", "OUT"],
         ["predict", "--weights", URL, "--input", "PHOTO", "--output", "OUT"],
     ],
