@@ -3,8 +3,9 @@
 
 A backbone gives three things: the *keys* of the last block for MaskCut (all heads concatenated, CLS dropped, neither
 normalised nor passed through the final norm; CutLER, arXiv 2301.11320), the CLS token after the final norm, and the
-patch *tokens* after the final norm, which are the teacher features of STEGO (arXiv 2203.08414). Nothing is trained
-here. torch and timm, which take seconds to import, are loaded by those who build one.
+patch *tokens* after the final norm, which are the teacher features of STEGO (arXiv 2203.08414). It gives the patch
+tokens of any block too, and several of all these from one forward pass (`features`). Nothing is trained here. torch and
+timm, which take seconds to import, are loaded by those who build one.
 
 Shapes: B images, (H, W) pixels, (h, w) patches, N = h * w, D channels.
 """
@@ -46,7 +47,8 @@ def load_backbone(
         from model.backbone.patch_dct import PatchDCT
 
         return PatchDCT(seed=resolved.seed or 0, device=torch.device(device))
-    from model.backbone.vit import ViTBackbone, build_vit
+    from model.backbone.build import build_vit
+    from model.backbone.vit import ViTBackbone
 
     vit = build_vit(name, resolved)
     return ViTBackbone(vit, name=name, device=torch.device(device), dtype=getattr(torch, kind))
@@ -56,6 +58,6 @@ def check_weights(name: str, weights: str, *, sha256: str | None = None) -> None
     """Raise what `load_backbone` would raise for these weights, without building the model in memory."""
     resolved = resolve_weights(name, weights, sha256=sha256)
     if resolved.path is not None:
-        from model.backbone.vit import check_file
+        from model.backbone.build import check_file
 
         check_file(name, resolved.path)
