@@ -10,6 +10,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
+from model.backbone.files import read_checkpoint
 from model.backbone.names import ARCHITECTURES
 from model.backbone.weights import Weights
 
@@ -33,18 +34,8 @@ def build_vit(name: str, weights: Weights) -> VisionTransformer:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """The state dict in a checkpoint file. Pickles are read with weights_only: nothing in the file can be executed."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises its unpickler's many types here
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"backbone.weights: {path} is not a checkpoint that torch can read safely: {reason}"
-        ) from error
+    """The state dict in a checkpoint file, out of its wrappers. ValueError when there is none."""
+    state = read_checkpoint(path)
     for wrapper in ("teacher", "model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
