@@ -1,60 +1,122 @@
-"""A name and weights -> timm's transformer, from files with the official key names."""
+"""A name and weights -> timm's transformer. Files are compared with a model that exists by its shapes alone, first."""
 
 from __future__ import annotations
 
+import functools
+import math
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from model.backbone.files import read_checkpoint
-from model.backbone.names import ARCHITECTURES
+from model.backbone.names import ARCHITECTURES, embedding_dim, is_rotary, patch_size
+from model.backbone.namings import State, timm_names, unwrapped, without_prefixes
 from model.backbone.weights import Weights
 
-
-def check_file(name: str, path: Path) -> None:
-    """ValueError when the checkpoint does not fit the named transformer, which is not built in memory."""
-    with torch.device("meta"):
-        vit = timm.create_model(ARCHITECTURES[name], pretrained=False, dynamic_img_size=True, num_classes=0)
-    _matching_state(vit, _read_state(path), path, name)
+SHOWN = 5  # keys of each kind in a message
 
 
-def build_vit(name: str, weights: Weights) -> VisionTransformer:
+def build_vit(name: str, weights: Weights) -> Any:
+    """The named transformer with these weights, on the CPU. ValueError when their file does not fit or is broken."""
+    state = None if weights.path is None else _read_state(name, weights.path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weights.seed or 0)
-        vit = timm.create_model(ARCHITECTURES[name], pretrained=False, dynamic_img_size=True, num_classes=0)
+        vit = _create(name)
     for block in vit.blocks:
         block.attn.fused_attn = True
-    if weights.path is not None:
-        vit.load_state_dict(_matching_state(vit, _read_state(weights.path), weights.path, name))
+    if state is not None:
+        if "pos_embed" in state:  # of the file's own grid: it is interpolated when images come
+            vit.pos_embed = nn.Parameter(torch.empty_like(state["pos_embed"], dtype=torch.float32))
+        vit.load_state_dict(state)
     return vit
 
 
-def _read_state(path: Path) -> dict[str, Any]:
-    """The state dict in a checkpoint file, out of its wrappers. ValueError when there is none."""
-    state = read_checkpoint(path)
-    for wrapper in ("teacher", "model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"backbone.weights: {path} holds no state dict of tensors")
-    return state
+def check_file(name: str, path: Path) -> None:
+    """ValueError when the checkpoint does not fit the named transformer or is broken. No model is built in memory."""
+    _read_state(name, path)
 
 
-def _matching_state(vit: VisionTransformer, state: dict[str, Any], path: Path, name: str) -> dict[str, Tensor]:
-    """The state under timm's keys, from official ones (also with `module.` and `backbone.` prefixes, and with a
-    projection head, which is left out). ValueError that lists what is missing, unexpected or of another shape."""
-    state = {key.removeprefix("module.").removeprefix("backbone."): value for key, value in state.items()}
-    state = {key: value for key, value in state.items() if not key.startswith("head.")}
-    state, wanted = checkpoint_filter_fn(state, vit), vit.state_dict()
-    missing, extra = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
-    shapes = sorted(f"{k} {tuple(state[k].shape)}" for k in {*state} & {*wanted} if state[k].shape != wanted[k].shape)
-    if missing or extra or shapes:
-        raise ValueError(
-            f"backbone.weights: {path} does not fit {name}: missing keys {missing[:5]} ({len(missing)}), unexpected "
-            f"keys {extra[:5]} ({len(extra)}), wrong shapes {shapes[:5]} ({len(shapes)}); is it of another model?"
-        )
-    return state
+def _read_state(name: str, path: Path) -> State:
+    """The state dict in a file under timm's names, compared and found finite."""
+    checkpoint = read_checkpoint(path)
+    try:
+        state = without_prefixes(unwrapped(checkpoint))
+    except ValueError as error:
+        raise ValueError(f"backbone.weights: {path} {error}") from error
+    shapes = {key: value.to("meta") for key, value in state.items()}
+    misfit = _misfit(name, shapes)
+    if misfit:
+        raise ValueError(f"backbone.weights: {path} does not fit {name}: {misfit}; {_guess(name, shapes)}")
+    _check_finite(state, path)
+    return timm_names(state, rotary=is_rotary(name))
+
+
+def _misfit(name: str, state: State) -> str:
+    """How a state without prefixes differs from the named transformer; empty when it does not."""
+    found, wanted = timm_names(state, rotary=is_rotary(name)), _shapes(name)
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    wrong = [
+        f"{key} {tuple(found[key].shape)} {str(found[key].dtype).removeprefix('torch.')}"
+        for key in sorted({*found} & {*wanted})
+        if not _fits(key, found[key], wanted[key])
+    ]
+    if not missing and not extra and not wrong:
+        return ""
+    return ", ".join(
+        f"{kind} {keys[:SHOWN]} ({len(keys)})"
+        for kind, keys in (("missing keys", missing), ("unexpected keys", extra), ("wrong shapes", wrong))
+    )
+
+
+def _fits(key: str, value: Tensor, shape: torch.Size) -> bool:
+    if not value.is_floating_point():
+        return False
+    if value.shape == shape or key != "pos_embed":
+        return value.shape == shape
+    prefix = shape[1] - math.isqrt(shape[1]) ** 2  # 1 for the CLS token, where it has a position
+    patches = value.shape[1] - prefix if value.ndim == 3 else 0
+    return patches > 0 and value.shape[::2] == shape[::2] and math.isqrt(patches) ** 2 == patches
+
+
+def _guess(name: str, state: State) -> str:
+    """What to do about a state that does not fit the named transformer."""
+    patch = timm_names(state, rotary=False).get("patch_embed.proj.weight")
+    for other in ARCHITECTURES:
+        shape = (embedding_dim(other), 3, patch_size(other), patch_size(other))
+        if other != name and patch is not None and patch.shape == shape and not _misfit(other, state):
+            return f"it is one of {other}: set backbone.name to that, or give a file of {name}"
+    return "is it of another model?"
+
+
+@functools.cache
+def _shapes(name: str) -> dict[str, torch.Size]:
+    with _WithoutMemory():
+        return {key: value.shape for key, value in _create(name).state_dict().items()}
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Parameters get a shape alone. `torch.device("meta")` would reach the numbers too that older timm computes with
+    tensors on the way."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones, torch.randn) and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def _create(name: str) -> Any:
+    return timm.create_model(ARCHITECTURES[name], pretrained=False, dynamic_img_size=True, num_classes=0)
+
+
+def _check_finite(state: State, path: Path) -> None:
+    for key, value in state.items():
+        if not torch.isfinite(value.float()).all():
+            raise ValueError(
+                f"backbone.weights: {path} has NaN or infinite values in {key!r}; it is damaged or of a training that "
+                "diverged: fetch it again, or give an earlier checkpoint"
+            )

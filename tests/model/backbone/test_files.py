@@ -1,4 +1,4 @@
-"""Files that hold no weights, or broken ones: one line that says what they are."""
+"""Files that hold no weights, weights of another model, or broken ones: one line that says what they are."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import struct
 import subprocess
 import traceback
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
 
-from model.backbone import check_weights
+from model.backbone import check_weights, load_backbone
+from model.backbone.build import build_vit
 from model.backbone.files import read_checkpoint
+from model.backbone.weights import Weights
 
+State = dict[str, Tensor]
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4665a5ea423c2713d436b5ee50593a96\nsize 86\n"
 PAGE = b"<html>403 Forbidden</html>\n"
 TENSORS = {"cls_token": torch.ones(1, 1, 384), "norm.weight": torch.ones(384)}
@@ -127,6 +132,88 @@ def test_arguments_of_a_training_beside_the_weights_are_no_obstacle(tmp_path: Pa
     found = read_checkpoint(tmp_path / "w.pth")
     assert found["args"].arch == "vit_small"
     assert torch.equal(found["teacher"]["cls_token"], TENSORS["cls_token"])
+
+
+@pytest.fixture(scope="module")
+def whole() -> State:
+    return build_vit("dino_vits16", Weights(None, 0, "random:0")).state_dict()
+
+
+Spoil = Callable[[State], Any]
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("dino_vits8", dict, "wrong shapes .*patch_embed.proj.weight.* it is one of dino_vits16: set backbone.name to"),
+        ("dinov2_vits14", dict, r"missing keys \['blocks.0.ls1.gamma', .*\] \(24\), .*it is one of dino_vits16"),
+        (
+            "dino_vits16",
+            lambda state: {key: value for key, value in state.items() if "norm1" not in key} | {"x": torch.ones(1)},
+            r"missing keys \['blocks.0.norm1.bias', .*\] \(24\), unexpected keys \['x'\] \(1\), wrong shapes \[\]",
+        ),
+        ("dino_vits16", lambda state: {"norm.weight": state["norm.weight"]}, r"is it of another model\?"),
+        ("dino_vits16", lambda state: {"epoch": 3}, "holds no state dict of tensors"),
+        (
+            "dino_vits16",
+            lambda state: state | {"norm.weight": torch.ones(384, dtype=torch.int8)},
+            r"wrong shapes \['norm.weight \(384,\) int8'\] \(1\)",
+        ),
+        (
+            "dino_vits16",
+            lambda state: state | {"norm.weight": torch.full((384,), torch.nan), "norm.bias": torch.ones(384) / 0},
+            r"has NaN or infinite values in 'norm.weight'.*fetch it again",
+        ),
+        (
+            "dino_vits16",
+            lambda state: (
+                {"backbone.cls_token": torch.tensor(70000.0).half().expand(1, 1, 384)}
+                | {key: value for key, value in state.items() if key != "cls_token"}
+            ),
+            "has NaN or infinite values in 'cls_token'",
+        ),
+    ],
+)
+def test_weights_that_will_not_do_are_told_before_the_work(
+    tmp_path: Path, whole: State, name: str, spoil: Spoil, message: str
+) -> None:
+    torch.save(spoil(whole), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=message) as caught:
+        check_weights(name, str(tmp_path / "w.pth"))
+    assert str(caught.value).startswith(f"backbone.weights: {tmp_path / 'w.pth'} ")
+
+
+def test_at_most_five_keys_of_each_kind_are_shown(tmp_path: Path, whole: State) -> None:
+    torch.save({f"encoder.{key}": value for key, value in whole.items()}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"missing keys .* \(150\), unexpected keys .* \(150\)") as caught:
+        check_weights("dino_vits16", str(tmp_path / "w.pth"))
+    assert str(caught.value).count("'") == 2 * (5 + 5)
+
+
+@pytest.mark.parametrize(("saved_as", "asked_for"), [("dinov2_vits14_reg", "dinov2_vits14")])
+def test_the_name_that_a_file_fits_is_said(tmp_path: Path, saved_as: str, asked_for: str) -> None:
+    state = build_vit(saved_as, Weights(None, 0, "random:0")).state_dict()
+    torch.save({"teacher": state}, tmp_path / "w.pth")
+    check_weights(saved_as, str(tmp_path / "w.pth"))
+    with pytest.raises(ValueError, match=f"does not fit {asked_for}: .*; it is one of {saved_as}: set backbone.name"):
+        check_weights(asked_for, str(tmp_path / "w.pth"))
+
+
+def test_heads_and_what_is_left_out_may_be_what_they_like(tmp_path: Path, whole: State) -> None:
+    torch.save(whole | {"head.last_layer.weight": torch.tensor(torch.nan)}, tmp_path / "w.pth")
+    check_weights("dino_vits16", str(tmp_path / "w.pth"))
+
+
+def test_positions_of_another_grid_are_those_of_the_file(tmp_path: Path, whole: State) -> None:
+    table = torch.randn(1, 1 + 3 * 3, 384, generator=torch.Generator().manual_seed(0))
+    torch.save(whole | {"pos_embed": table}, tmp_path / "w.pth")
+    vit = build_vit("dino_vits16", Weights(tmp_path / "w.pth", None, ""))
+    assert torch.equal(vit.pos_embed, table)
+    images = torch.zeros(1, 3, 48, 48)
+    assert load_backbone("dino_vits16", str(tmp_path / "w.pth")).tokens(images).shape == (1, 9, 384)
+    torch.save(whole | {"pos_embed": table[:, 1:9]}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"wrong shapes \['pos_embed \(1, 8, 384\) float32'\]"):
+        check_weights("dino_vits16", str(tmp_path / "w.pth"))
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
