@@ -3,8 +3,9 @@
 
 A backbone gives three things: the *keys* of the last block for MaskCut (all heads concatenated, CLS dropped, neither
 normalised nor passed through the final norm; CutLER, arXiv 2301.11320), the CLS token after the final norm, and the
-patch *tokens* after the final norm, which are the teacher features of STEGO (arXiv 2203.08414). Nothing is trained
-here. torch and timm, which take seconds to import, are loaded by those who build one.
+patch *tokens* after the final norm, which are the teacher features of STEGO (arXiv 2203.08414). It gives the patch
+tokens of any block too, and several of all these from one forward pass (`features`). Nothing is trained here. torch and
+timm, which take seconds to import, are loaded by those who build one.
 
 Shapes: B images, (H, W) pixels, (h, w) patches, N = h * w, D channels.
 """
@@ -33,8 +34,9 @@ def load_backbone(
 ) -> Backbone:
     """The named extractor, frozen, on `device`, computing in `dtype`; its results are float32 always.
 
-    weights: `official`, `random:<seed>`, or the path of a checkpoint with the official key names (`.pth`, or
-    safetensors). Errors as `resolve_weights`, and ValueError that lists the missing and unexpected keys.
+    weights: `official`, `random:<seed>`, or the path of a checkpoint of torch or safetensors, under the official key
+    names, Hugging Face's or timm's, and with the wrappers of a training (`model.backbone.namings`). Errors as
+    `resolve_weights`, and ValueError for a file that is broken, not finite, or of another model.
     """
     import torch
 
@@ -46,7 +48,8 @@ def load_backbone(
         from model.backbone.patch_dct import PatchDCT
 
         return PatchDCT(seed=resolved.seed or 0, device=torch.device(device))
-    from model.backbone.vit import ViTBackbone, build_vit
+    from model.backbone.build import build_vit
+    from model.backbone.vit import ViTBackbone
 
     vit = build_vit(name, resolved)
     return ViTBackbone(vit, name=name, device=torch.device(device), dtype=getattr(torch, kind))
@@ -56,6 +59,6 @@ def check_weights(name: str, weights: str, *, sha256: str | None = None) -> None
     """Raise what `load_backbone` would raise for these weights, without building the model in memory."""
     resolved = resolve_weights(name, weights, sha256=sha256)
     if resolved.path is not None:
-        from model.backbone.vit import check_file
+        from model.backbone.build import check_file
 
         check_file(name, resolved.path)

@@ -42,6 +42,11 @@ def embedding_dim(name: str) -> int:
     return 384 if name == PATCH_DCT else _DIMS["vit" + name.rsplit("vit", 1)[1][0]]
 
 
+def is_rotary(name: str) -> bool:
+    """Whether positions are told by rotating queries and keys (DINOv3), and not added to the tokens."""
+    return name.startswith("dinov3_")
+
+
 def check_name(name: str) -> None:
     if name not in BACKBONES:
         raise ValueError(f"backbone.name: {name!r} is not one of {', '.join(BACKBONES)}")

@@ -11,10 +11,13 @@ Shapes: B images, (h, w) patches, C raw channels, D projected channels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from model.backbone.outputs import block_names
 
 PATCH = 8
 FILL = (0.485, 0.456, 0.406)  # ImageNet mean: the colour that crops are filled with outside their mask
@@ -32,17 +35,10 @@ class PatchDCT:
         self._cls_projection = _orthogonal(CLS_CHANNELS, self.dim, generator).to(device)
         self._dct = _dct_matrix(PATCH).to(device)
 
-    @torch.inference_mode()
     def keys(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> (B, h*w, 384) float32: deviations from the mean over the image's patches."""
-        local_BChw = self._local(images)
-        raw_BChw = torch.cat([local_BChw, _context(local_BChw), _position(local_BChw)], dim=1)
-        raw_BNC = raw_BChw.flatten(2).mT
-        deviation_BNC = raw_BNC - raw_BNC.mean(1, keepdim=True)
-        anchor_BN1 = torch.full_like(deviation_BNC[..., :1], ANCHOR)
-        return torch.cat([deviation_BNC, anchor_BN1], dim=-1) @ self._projection
+        return self.features(images, ["keys"])["keys"]
 
-    @torch.inference_mode()
     def tokens(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> (B, h*w, 384) float32: what a patch looks like, whatever the rest of its image.
 
@@ -50,15 +46,43 @@ class PatchDCT:
         same for every image, so that neighbours by mean feature, as STEGO takes them, would be picked by rounding.
         Here a fixed typical texture is taken off instead of the image's own mean.
         """
+        return self.features(images, ["tokens"])["tokens"]
+
+    def cls(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in [0, 1] -> (B, 384) float32: colour, texture and outline of what is not filled in."""
+        return self.features(images, ["cls"])["cls"]
+
+    def blocks(self, images: Tensor, numbers: Sequence[int], *, norm: bool) -> list[Tensor]:
+        """ValueError for any number: there are no blocks."""
+        return list(self.features(images, block_names(numbers, norm=norm)).values())
+
+    @torch.inference_mode()
+    def features(self, images: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """(B, 3, H, W) RGB in [0, 1] -> the wanted of keys, tokens and cls by their names; patches are described once.
+
+        ValueError for any other name, such as that of a block.
+        """
+        described = {"keys": self._keys, "tokens": self._tokens, "cls": self._cls}
+        for name in wanted:
+            if name not in described:
+                raise ValueError(f"patch-dct has no {name!r}: it has no blocks, and gives keys, tokens and cls alone")
         local_BChw = self._local(images)
+        return {name: described[name](local_BChw, images) for name in wanted}
+
+    def _keys(self, local_BChw: Tensor, _images: Tensor) -> Tensor:
+        raw_BChw = torch.cat([local_BChw, _context(local_BChw), _position(local_BChw)], dim=1)
+        raw_BNC = raw_BChw.flatten(2).mT
+        deviation_BNC = raw_BNC - raw_BNC.mean(1, keepdim=True)
+        anchor_BN1 = torch.full_like(deviation_BNC[..., :1], ANCHOR)
+        return torch.cat([deviation_BNC, anchor_BN1], dim=-1) @ self._projection
+
+    def _tokens(self, local_BChw: Tensor, _images: Tensor) -> Tensor:
+        local_BChw = local_BChw.clone()
         local_BChw[:, -len(TYPICAL_TEXTURE) :] -= local_BChw.new_tensor(TYPICAL_TEXTURE)[:, None, None]
         raw_BChw = torch.cat([local_BChw, _context(local_BChw), _position(local_BChw)], dim=1)
         return raw_BChw.flatten(2).mT @ self._projection[:-1]
 
-    @torch.inference_mode()
-    def cls(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB in [0, 1] -> (B, 384) float32: colour, texture and outline of what is not filled in."""
-        local_BChw = self._local(images)
+    def _cls(self, local_BChw: Tensor, images: Tensor) -> Tensor:
         weight_B1hw = self._foreground(images)
         total_B1 = weight_B1hw.sum((2, 3)).clamp_min(1e-6)
         mean_BC = (local_BChw * weight_B1hw).sum((2, 3)) / total_B1

@@ -35,6 +35,10 @@ def resolve_weights(name: str, weights: str, *, sha256: str | None = None, downl
     if name == PATCH_DCT:
         raise ValueError(f"backbone.weights: patch-dct has no weights file, got {weights!r}; use 'random:<seed>'")
     path = official_file(name, download=download) if weights == "official" else Path(weights).expanduser()
+    if path.is_dir():
+        raise FileNotFoundError(
+            f"backbone.weights: {str(path)!r} is a folder; give the file in it, such as model.safetensors"
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"backbone.weights: no file {str(path)!r}; "

@@ -46,9 +46,12 @@ def read_weights(path: str | Path) -> Any:
         start = stream.read(len(TORCH_LEGACY))
     if not start.startswith((ZIP, TORCH_LEGACY)):
         return read_pickle(path)
+    # Mapped, so that the optimizer's state, which is as large as the weights, is not read. Of a path with this suffix
+    # torch expects the other format, whatever is in the file.
+    mapped = start.startswith(ZIP) and path.suffix != ".safetensors"
     try:
-        # Mapped, so that the optimizer's state, which is as large as the weights, is not read.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(ZIP))
+        with path.open("rb") as stream:
+            return torch.load(path if mapped else stream, map_location="cpu", weights_only=True, mmap=mapped)
     except BROKEN as error:  # without torch's own words: they advise to turn the restriction off
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = (
