@@ -19,6 +19,8 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse
 
+from workers.conditioning import unit_rows
+
 GRID_BITS = 24  # float32 has 24 significant bits: every point of the grid is a float32
 SPHERICAL_STEP = 2.0**-GRID_BITS
 MAX_ROWS = 2 ** (62 - GRID_BITS)  # at most 2^24 steps a value, so that int64 sums cannot overflow below this
@@ -47,12 +49,6 @@ def _flat_values(chunk: pa.Array) -> np.ndarray:
     if vectors.null_count or values.null_count:
         raise ValueError("an embedding is null")
     return values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-
-
-def unit_rows(x_ND: np.ndarray) -> np.ndarray:
-    """(N, D) -> (N, D) float32 of unit norm; a row of zeros stays zero."""
-    norms = np.sqrt(np.einsum("nd,nd->n", x_ND, x_ND, dtype=np.float64))
-    return (x_ND / np.where(norms > 0, norms, 1)[:, None]).astype(np.float32)
 
 
 def grid_step(peak: float) -> float:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from workers.kmeans import embedding_rows
 from workers.records import instances_schema
 
 COLUMNS = ("rle", "bbox", "area", "score", "embedding")
@@ -21,8 +22,9 @@ COLUMNS = ("rle", "bbox", "area", "score", "embedding")
 
 @dataclass(frozen=True, slots=True)
 class ThingParams:
-    """`max_overlap`: share of the smaller of two masks up to which both may stay; `most`: masks a photo."""
+    """`min_score`: of a mask; `max_overlap`: share of the smaller of two up to which both may stay; `most`: a photo."""
 
+    min_score: float
     max_overlap: float
     most: int
 
@@ -40,6 +42,23 @@ def choose_things(instances: pa.Table, params: ThingParams) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=instances_schema(dim))
 
 
+def embeddings_of(things: pa.Table) -> NDArray[np.float32]:
+    """(N, D) of all masks of a part, in order."""
+    return embedding_rows(things["embedding"])
+
+
+def with_embeddings(things: pa.Table, rows_Nd: NDArray[np.float32]) -> pa.Table:
+    """The part with other embeddings of its masks, one row each in the order of `embeddings_of`."""
+    counts = [len(areas) for areas in things["area"].to_pylist()]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    schema = instances_schema(rows_Nd.shape[1])
+    values = pa.array(rows_Nd.astype(np.float16).reshape(-1), pa.float16())
+    vectors = pa.FixedSizeListArray.from_arrays(values, rows_Nd.shape[1])
+    column = pa.ListArray.from_arrays(offsets, vectors)
+    position = things.schema.get_field_index("embedding")
+    return things.set_column(position, schema.field("embedding"), column.cast(schema.field("embedding").type))
+
+
 def _choose(
     rles: Sequence[str], areas: Sequence[int], scores: Sequence[float], size: tuple[int, int], params: ThingParams
 ) -> list[int]:
@@ -48,7 +67,9 @@ def _choose(
     overlap = _overlaps(rles, areas, size)
     chosen: list[int] = []
     for mask in order:
-        if len(chosen) < params.most and not (overlap[mask, chosen] > params.max_overlap).any():
+        if scores[mask] < params.min_score or len(chosen) == params.most:
+            break
+        if not (overlap[mask, chosen] > params.max_overlap).any():
             chosen.append(mask)
     return chosen
 

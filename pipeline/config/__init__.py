@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ from pipeline.config.section import Section
 from pipeline.config.workers import WorkersConfig
 from pipeline.errors import ConfigError
 from pipeline.store import storage
+
+KIND = re.compile(r"(literal|tuple|function-\w+|constrained-\w+|lax-or-strict)(\[.*\])?|float", re.DOTALL)
 
 
 class Config(Section):
@@ -60,7 +63,7 @@ class Config(Section):
         decided: dict[str, dict[str, Any]] = {
             "instances": {"method": card.masks},
             "maskcut": {"features": card.cut, "tau": card.tau},
-            "merge_tree": {"features": card.trees},
+            "merge_tree": {"features": card.trees, "embedding": card.embedding},
         }
         for name, values in decided.items():
             section = getattr(self, name)
@@ -127,7 +130,7 @@ def parse_config(data: dict[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        faults = "\n".join(f"  {_explain(fault)}" for fault in error.errors())
+        faults = "\n".join(f"  {_explain(fault)}" for fault in _told_once(error.errors()))
         raise ConfigError(f"{origin}: the configuration is not valid:\n{faults}") from error
 
 
@@ -151,8 +154,19 @@ def _apply(data: dict[str, Any], override: str) -> None:
     data[name] = text if plain else value  # a path may hold what YAML takes for a comment
 
 
+def _told_once(faults: Sequence[Any]) -> list[Any]:
+    """Without `is not auto` where the value was meant to be the other thing that the key takes."""
+    others = {_key(fault) for fault in faults if fault["type"] != "literal_error"}
+    return [fault for fault in faults if fault["type"] != "literal_error" or _key(fault) not in others]
+
+
+def _key(fault: Any) -> str:
+    """Where the fault is, without the kinds that pydantic names behind keys which take several."""
+    return ".".join(str(part) for part in fault["loc"] if not KIND.fullmatch(str(part))) or "(top level)"
+
+
 def _explain(fault: Any) -> str:
-    key = ".".join(str(part) for part in fault["loc"]) or "(top level)"
+    key = _key(fault)
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown key{_suggest(fault['loc'])}"
     if fault["type"] == "missing":

@@ -53,7 +53,7 @@ class BackboneConfig(Section):
 
 
 def _output(name: str) -> str:
-    if not re.fullmatch(r"keys|tokens|block:\d+(:norm)?", name):
+    if not re.fullmatch(r"keys|tokens|block:-?\d+(:norm)?", name):
         raise ValueError("is not one of auto, keys, tokens, block:<n> and block:<n>:norm, with blocks counted from 0")
     return name
 
@@ -81,6 +81,7 @@ class MergeTreeConfig(Section):
 
     image_size: int = Field(476, ge=16)  # pixels of the short side for the backbone; made a multiple of the patch
     features: Auto | Annotated[tuple[Output, ...], Field(min_length=1, max_length=8)] = "auto"  # a tree each
+    embedding: Auto | Output = "auto"  # whose mean inside a mask is the embedding of the thing
     raster_side: int = Field(320, ge=32, le=4096)  # pixels of the longer side on which superpixels are found
     cell: int = Field(6, ge=3)  # pixels of it between superpixels
     min_area: float = Field(8e-4, gt=0, lt=1)  # of a mask, as a share of the photo
@@ -91,8 +92,11 @@ class MergeTreeConfig(Section):
 class ThingsConfig(Section):
     """Which of nested masks become things of the panoptic labels: the best first, as long as they do not overlap."""
 
+    min_score: float = Field(0.4, ge=0, le=1)  # of a mask; lower: more things, and more that are none
     max_overlap: float = Field(0.3, ge=0, le=1)  # with one chosen before, as a share of the smaller of the two
     most: int = Field(20, ge=1)  # a photo
+    components: int = Field(64, ge=1)  # of their embeddings, for the clusters
+    whitening: float = Field(1.0, ge=0, le=1)  # 0: components as they are; 1: all equally strong
 
 
 class CrfConfig(Section):

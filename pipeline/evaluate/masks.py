@@ -93,11 +93,13 @@ class MaskSource(Protocol):
 
 
 class InstanceMasks:
-    """The masks of the stage `instances`, each in the cluster of its nearest centroid, as the panoptic stage has it."""
+    """The masks of a stage of instances, each in the cluster of its nearest centroid, as the panoptic stage has it, if
+    the clusters are of the masks of this stage."""
 
-    def __init__(self, run: Run) -> None:
-        self._stage = run.stages["instances"]
-        self._centroids_KD = read_centroids(run.stages["clusters"].folder) if run.fitted else None
+    def __init__(self, run: Run, stage: str) -> None:
+        self._stage = run.stages[stage]
+        clustered = run.fitted and stage == run.things.name
+        self._centroids_KD = read_centroids(run.stages["clusters"].folder) if clustered else None
         self._spherical = run.config.clusters.spherical
         self._threads = max(1, int(run.config.workers.cpus))
         self.clusters = None if self._centroids_KD is None else len(self._centroids_KD)
@@ -149,8 +151,8 @@ class LabelMasks:
 
 def open_masks(run: Run, stage: str) -> MaskSource:
     """The masks of a stage with a finished part. ConfigError for a stage without masks, or as `LabelMasks`."""
-    if stage == "instances":
-        return InstanceMasks(run)
+    if stage in {"instances", run.things.name}:
+        return InstanceMasks(run, stage)
     with_labels = [name for name, one in run.definitions.items() if isinstance(one, ShardStage) and one.holds_labels]
     if stage in with_labels:
         return LabelMasks(run.stages[stage], sorted(run.done[stage]))

@@ -51,8 +51,8 @@ class InstanceShards(PhotoShards):
         from workers.tree_masks import TreeParams
 
         settings, whole = self.config.merge_tree, card_of(self.config.backbone.name).whole
-        params = TreeParams(**settings.model_dump(exclude={"image_size", "features"}))
-        inputs = TreeInputs(settings.image_size, tuple(settings.features), "tokens", whole, params)
+        params = TreeParams(**settings.model_dump(exclude={"image_size", "features", "embedding"}))
+        inputs = TreeInputs(settings.image_size, tuple(settings.features), "tokens", settings.embedding, whole, params)
         return MergeTrees(self.load_backbone(), inputs, device=self.config.workers.device)
 
 

@@ -24,7 +24,8 @@ class TreeInputs:
 
     image_size: int  # pixels of the short side
     trees: tuple[str, ...]  # outputs that are merged, a tree each
-    tokens: str  # output for the comparison with the border, and the one that masks are embedded by
+    tokens: str  # output that is compared with the photo's border and with CLS
+    embedding: str  # output whose mean inside a mask is its embedding
     whole: bool  # whether CLS is of the same layer, and says what the photo is of
     params: TreeParams
 
@@ -42,7 +43,9 @@ class MergeTrees:
 
     def find(self, images: Sequence[LoadedImage], phases: Phases) -> list[Found]:
         inputs = self._inputs
-        wanted = tuple(dict.fromkeys((*inputs.trees, inputs.tokens, *(("cls",) if inputs.whole else ()))))
+        wanted = tuple(
+            dict.fromkeys((*inputs.trees, inputs.tokens, inputs.embedding, *(("cls",) if inputs.whole else ())))
+        )
         passes = forward_passes(self._backbone, images, self._resize, wanted, self._device, phases)
         return [self._of_photo(each, row, phases) for each in passes for row in range(len(each.images))]
 
@@ -63,7 +66,8 @@ class MergeTrees:
                 inputs.params,
             )
         with phases("embedding"):
-            vectors = F.normalize(masks.mean(tokens), dim=1).cpu().numpy().astype(np.float16)
+            means = masks.mean(_standard(inputs.embedding, each.outputs[inputs.embedding][row]))
+            vectors = F.normalize(means, dim=1).cpu().numpy().astype(np.float16)
         with phases("masks"):
             return _found(masks, vectors, pixels.shape[:2])
 

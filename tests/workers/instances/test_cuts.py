@@ -11,16 +11,18 @@ from model.backbone import load_backbone
 from pipeline.operations.demo.scenes import make_scene
 from workers.crf import CrfParams
 from workers.images import LoadedImage
-from workers.instances import InstanceParams, InstanceWorker
+from workers.instances import InstanceWorker
+from workers.instances.cuts import CutParams, MaskCuts
 from workers.masks import decode_rle
 from workers.phases import Phases
 from workers.records import Status
 
-PARAMS = InstanceParams(160, "square", 0.4, 3, CrfParams(), min_iou=0.5, crop_size=64)
+PARAMS = CutParams(160, "square", "keys", 0.4, 3, CrfParams(), min_iou=0.5, crop_size=64)
 
 
-def worker(params: InstanceParams = PARAMS, batch_size: int = 1) -> InstanceWorker:
-    return InstanceWorker(load_backbone("patch-dct", "random:0"), params, device="cpu", batch_size=batch_size)
+def worker(params: CutParams = PARAMS, batch_size: int = 1) -> InstanceWorker:
+    cuts = MaskCuts(load_backbone("patch-dct", "random:0"), params, device="cpu")
+    return InstanceWorker(cuts, batch_size=batch_size)
 
 
 def scenes(count: int = 4) -> list[LoadedImage]:
@@ -83,9 +85,9 @@ def test_an_accident_names_the_image() -> None:
     class Broken:
         patch_size, dim = 8, 4
 
-        def keys(self, images: object) -> None:
+        def features(self, images: object, wanted: object) -> None:
             raise MemoryError("out of memory")
 
-    broken = InstanceWorker(Broken(), PARAMS, device="cpu")  # type: ignore[arg-type]
+    broken = InstanceWorker(MaskCuts(Broken(), PARAMS, device="cpu"))  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match=r"MemoryError on 0\.jpg: out of memory"):
         broken.process(scenes(1), Phases())
