@@ -110,7 +110,16 @@ class _WithoutMemory(TorchFunctionMode):
 
 
 def _create(name: str) -> Any:
-    return timm.create_model(ARCHITECTURES[name], pretrained=False, dynamic_img_size=True, num_classes=0)
+    architecture = ARCHITECTURES[name]
+    if not timm.is_model(architecture.partition(".")[0]):
+        raise ValueError(
+            f"backbone.name: the installed timm {timm.__version__} has no {name}; pip install -U 'timm>=1.0.20'"
+        )
+    vit = timm.create_model(architecture, pretrained=False, dynamic_img_size=True, num_classes=0)
+    for block in vit.blocks if is_rotary(name) else ():
+        # Zero in the published weights, so that timm does not save it; another training may have one.
+        block.attn.register_buffer("k_bias", block.attn.k_bias, persistent=True)
+    return vit
 
 
 def _check_finite(state: State, path: Path) -> None:
