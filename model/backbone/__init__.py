@@ -1,5 +1,5 @@
-"""Frozen feature extractors: DINO and DINOv2 vision transformers (`model.backbone.vit`) and the weight-free
-`patch-dct`.
+"""Frozen feature extractors: the vision transformers of DINO, DINOv2 and DINOv3 (`model.backbone.vit`) and the
+weight-free `patch-dct`.
 
 A backbone gives three things: the *keys* of the last block for MaskCut (all heads concatenated, CLS dropped, neither
 normalised nor passed through the final norm; CutLER, arXiv 2301.11320), the CLS token after the final norm, and the

@@ -35,6 +35,12 @@ def build_vit(name: str, weights: Weights) -> Any:
     return vit
 
 
+def empty_vit(name: str) -> Any:
+    """The named transformer with shapes alone: its parameters are on the meta device and take no memory."""
+    with _WithoutMemory():
+        return _create(name)
+
+
 def check_file(name: str, path: Path) -> None:
     """ValueError when the checkpoint does not fit the named transformer or is broken. No model is built in memory."""
     _read_state(name, path)
@@ -85,17 +91,16 @@ def _fits(key: str, value: Tensor, shape: torch.Size) -> bool:
 def _guess(name: str, state: State) -> str:
     """What to do about a state that does not fit the named transformer."""
     patch = timm_names(state, rotary=False).get("patch_embed.proj.weight")
-    for other in ARCHITECTURES:
+    for other in (other for other in ARCHITECTURES if other != name and _in_timm(other)):
         shape = (embedding_dim(other), 3, patch_size(other), patch_size(other))
-        if other != name and patch is not None and patch.shape == shape and not _misfit(other, state):
+        if patch is not None and patch.shape == shape and not _misfit(other, state):
             return f"it is one of {other}: set backbone.name to that, or give a file of {name}"
     return "is it of another model?"
 
 
 @functools.cache
 def _shapes(name: str) -> dict[str, torch.Size]:
-    with _WithoutMemory():
-        return {key: value.shape for key, value in _create(name).state_dict().items()}
+    return {key: value.shape for key, value in empty_vit(name).state_dict().items()}
 
 
 class _WithoutMemory(TorchFunctionMode):
@@ -110,7 +115,19 @@ class _WithoutMemory(TorchFunctionMode):
 
 
 def _create(name: str) -> Any:
-    return timm.create_model(ARCHITECTURES[name], pretrained=False, dynamic_img_size=True, num_classes=0)
+    if not _in_timm(name):
+        raise ValueError(
+            f"backbone.name: the installed timm {timm.__version__} has no {name}; pip install -U 'timm>=1.0.20'"
+        )
+    vit = timm.create_model(ARCHITECTURES[name], pretrained=False, dynamic_img_size=True, num_classes=0)
+    for block in vit.blocks if is_rotary(name) else ():
+        # Zero in the published weights, so that timm does not save it; another training may have one.
+        block.attn.register_buffer("k_bias", block.attn.k_bias, persistent=True)
+    return vit
+
+
+def _in_timm(name: str) -> bool:
+    return timm.is_model(ARCHITECTURES[name].partition(".")[0])
 
 
 def _check_finite(state: State, path: Path) -> None:

@@ -1,5 +1,7 @@
 """Names of the backbones, apart from their code so that a config can be checked without loading torch."""
 
+import re
+
 PATCH_DCT = "patch-dct"
 ARCHITECTURES = {
     "dino_vits16": "vit_small_patch16_224.dino",
@@ -12,6 +14,11 @@ ARCHITECTURES = {
     "dinov2_vits14_reg": "vit_small_patch14_reg4_dinov2.lvd142m",
     "dinov2_vitb14_reg": "vit_base_patch14_reg4_dinov2.lvd142m",
     "dinov2_vitl14_reg": "vit_large_patch14_reg4_dinov2.lvd142m",
+    # With biases of queries and values: zero in the published weights, but not in those of a training of one's own.
+    "dinov3_vits16": "vit_small_patch16_dinov3_qkvb.lvd1689m",
+    "dinov3_vits16plus": "vit_small_plus_patch16_dinov3_qkvb.lvd1689m",
+    "dinov3_vitb16": "vit_base_patch16_dinov3_qkvb.lvd1689m",
+    "dinov3_vitl16": "vit_large_patch16_dinov3_qkvb.lvd1689m",
 }
 _PUBLISHED = "https://dl.fbaipublicfiles.com"
 OFFICIAL_URLS = {
@@ -26,20 +33,28 @@ OFFICIAL_URLS = {
     "dinov2_vitb14_reg": f"{_PUBLISHED}/dinov2/dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth",
     "dinov2_vitl14_reg": f"{_PUBLISHED}/dinov2/dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth",
 }
+REQUEST_FORM = "https://ai.meta.com/resources/models-and-libraries/dinov3-downloads/"
+ON_REQUEST = {  # weights that only their form gives, and their repository at Hugging Face
+    "dinov3_vits16": "facebook/dinov3-vits16-pretrain-lvd1689m",
+    "dinov3_vits16plus": "facebook/dinov3-vits16plus-pretrain-lvd1689m",
+    "dinov3_vitb16": "facebook/dinov3-vitb16-pretrain-lvd1689m",
+    "dinov3_vitl16": "facebook/dinov3-vitl16-pretrain-lvd1689m",
+}
 BACKBONES = (*ARCHITECTURES, PATCH_DCT)
-_DIMS = {"vits": 384, "vitb": 768, "vitl": 1024}
+_DIMS = {"s": 384, "b": 768, "l": 1024}
+_SIZE = re.compile(r"_vit([sbl])(\d+)")
 
 
 def patch_size(name: str) -> int:
     """Side of a patch in pixels. ValueError for an unknown backbone."""
     check_name(name)
-    return 8 if name == PATCH_DCT else int(name.rsplit("vit", 1)[1].split("_")[0][1:])
+    return 8 if name == PATCH_DCT else int(_SIZE.findall(name)[0][1])
 
 
 def embedding_dim(name: str) -> int:
     """Channels of the keys and of the CLS embedding. ValueError for an unknown backbone."""
     check_name(name)
-    return 384 if name == PATCH_DCT else _DIMS["vit" + name.rsplit("vit", 1)[1][0]]
+    return 384 if name == PATCH_DCT else _DIMS[_SIZE.findall(name)[0][0]]
 
 
 def is_rotary(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The frozen vision transformers of DINO and DINOv2. Shapes as in `model.backbone`.
+"""The frozen vision transformers of DINO, DINOv2 and DINOv3. Shapes as in `model.backbone`.
 
 Attention runs fused, so no N x N attention matrix is ever stored.
 """
@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.backbone.base import IMAGENET_MEAN, IMAGENET_STD
-from model.backbone.names import patch_size
+from model.backbone.names import is_rotary, patch_size
 from model.backbone.outputs import Output, block_names, parse_output
-from model.backbone.positions import LearnedPositions
+from model.backbone.positions import LearnedPositions, RotaryPositions
 
 
 class ViTBackbone:
@@ -25,7 +25,11 @@ class ViTBackbone:
     def __init__(self, vit: Any, *, name: str, device: torch.device, dtype: torch.dtype) -> None:
         self.patch_size = patch_size(name)
         self.dim: int = vit.embed_dim
-        self._positions = LearnedPositions(vit, exact=name.endswith("_reg"), device=device)
+        self._positions = (
+            RotaryPositions(vit, device=device)
+            if is_rotary(name)
+            else LearnedPositions(vit, exact=name.endswith("_reg"), device=device)
+        )
         self._vit = vit.eval().requires_grad_(False).to(device=device, dtype=dtype)
         self._mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
         self._std = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
@@ -34,7 +38,8 @@ class ViTBackbone:
     def keys(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, h*w, D) float32 keys of the last block; its attention and MLP are skipped.
 
-        They are the plain projection of the patch tokens, all heads concatenated.
+        They are the plain projection of the patch tokens, all heads concatenated, with every family: DINOv3's are
+        taken before positions turn them, so that they say what a patch shows and not where it is.
         """
         return self.features(images, ["keys"])["keys"]
 
@@ -63,11 +68,11 @@ class ViTBackbone:
         for name in wanted:
             output = parse_output(name, len(self._vit.blocks))
             due[output.after][name] = output
-        tokens = self._embed(images)
+        tokens, positions = self._embed(images)
         found: dict[str, Tensor] = {}
         for done in range(max(due, default=0) + 1):
             if done:
-                tokens = self._vit.blocks[done - 1](tokens)
+                tokens = self._vit.blocks[done - 1](tokens, **positions)
             found |= {name: self._read(output, tokens) for name, output in due[done].items()}
         return {name: found[name] for name in wanted}
 
@@ -84,11 +89,11 @@ class ViTBackbone:
         last = self._vit.blocks[-1]
         qkv = last.attn.qkv
         key = slice(self.dim, 2 * self.dim)
-        bias = None if qkv.bias is None else qkv.bias[key]
+        bias = last.attn.k_bias if qkv.bias is None else qkv.bias[key]
         return F.linear(last.norm1(patches), qkv.weight[key], bias)
 
-    def _embed(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, P + N, D) tokens with positions added."""
+    def _embed(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, 3, H, W) -> (B, P + N, D) tokens, and what the blocks are told of positions."""
         grid = check_images(images, self.patch_size)
         normalised = ((images.to(self._mean.device).float() - self._mean) / self._std).to(self._dtype)
         patches = self._vit.patch_embed.proj(normalised).flatten(2).transpose(1, 2)

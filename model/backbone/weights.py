@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.backbone.names import OFFICIAL_URLS, PATCH_DCT, check_name
+from model.backbone.names import OFFICIAL_URLS, ON_REQUEST, PATCH_DCT, REQUEST_FORM, check_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,9 @@ class Weights:
 def resolve_weights(name: str, weights: str, *, sha256: str | None = None, download: bool = True) -> Weights:
     """Find the weights `official`, `random:<seed>` or a local file, downloading official ones once if `download`.
 
-    `sha256` pins the file. ValueError for an unknown name, a malformed seed or a wrong checksum, FileNotFoundError for
-    a missing file, ConnectionError when the official file cannot be fetched; each says what to do.
+    `sha256` pins the file. ValueError for an unknown name, a malformed seed, a wrong checksum, or official weights that
+    are given on request only, FileNotFoundError for a missing file, ConnectionError when the official file cannot be
+    fetched; each says what to do.
     """
     check_name(name)
     if weights.startswith("random:") or (name == PATCH_DCT and weights == "official"):
@@ -54,7 +55,16 @@ def resolve_weights(name: str, weights: str, *, sha256: str | None = None, downl
 
 
 def official_file(name: str, *, download: bool = True) -> Path:
-    """Path of the official weights in torch's hub cache, fetched from their published URL the first time."""
+    """Path of the official weights in torch's hub cache, fetched from their published URL the first time.
+
+    ValueError for a backbone whose weights are given on request only.
+    """
+    if name in ON_REQUEST:
+        raise ValueError(
+            f"backbone.weights: the weights of {name} are not fetched for you, since they are given on request: ask at "
+            f"{REQUEST_FORM} or at Hugging Face ({ON_REQUEST[name]}), then set backbone.weights to the path of the "
+            "file, .pth or model.safetensors"
+        )
     url = OFFICIAL_URLS[name]
     path = hub_folder() / "checkpoints" / url.rsplit("/", 1)[1]
     if path.is_file() or not download:

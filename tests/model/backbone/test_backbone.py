@@ -12,7 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from dino_reference import dino_keys_and_cls, dino_keys_and_tokens, seeded_state
 
 from model.backbone import load_backbone
+from model.backbone.build import empty_vit
 from model.backbone.names import ARCHITECTURES, embedding_dim, patch_size
+from model.backbone.vit import ViTBackbone
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -104,7 +106,7 @@ def test_pickle_with_code_is_refused(tmp_path: Path) -> None:
         load_backbone("dino_vits16", str(tmp_path / "code.pth"))
 
 
-@pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vits14_reg", "patch-dct"])
+@pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vits14_reg", "dinov3_vits16", "patch-dct"])
 def test_every_family_gives_keys_of_any_grid(name: str) -> None:
     backbone, patch = load_backbone(name, "random:0"), patch_size(name)
     images = torch.rand(2, 3, 3 * patch, 5 * patch, generator=torch.Generator().manual_seed(1))
@@ -115,15 +117,18 @@ def test_every_family_gives_keys_of_any_grid(name: str) -> None:
         backbone.keys(images[:, :, 1:])
 
 
-def test_table_of_names_agrees_with_the_models() -> None:
-    import timm
-
-    for name, architecture in ARCHITECTURES.items():
-        with torch.device("meta"):
-            vit = timm.create_model(architecture, pretrained=False, num_classes=0)
-        assert vit.embed_dim == embedding_dim(name)
-        assert vit.patch_embed.patch_size == (patch_size(name), patch_size(name))
-        assert timm.get_pretrained_cfg(architecture).url.startswith("https://dl.fbaipublicfiles.com/")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_table_of_names_agrees_with_the_models(name: str) -> None:
+    patch, dim = patch_size(name), embedding_dim(name)
+    meta = torch.device("meta")
+    backbone = ViTBackbone(empty_vit(name), name=name, device=meta, dtype=torch.float32)
+    images = torch.empty(1, 3, 2 * patch, 3 * patch, device=meta)
+    found = backbone.features(images, ["keys", "cls", "tokens", "block:-1"])
+    assert (backbone.patch_size, backbone.dim) == (patch, dim)
+    assert {key: value.shape for key, value in found.items()} == {
+        **dict.fromkeys(("keys", "tokens", "block:-1"), (1, 6, dim)),
+        "cls": (1, dim),
+    }
 
 
 def test_patch_dct_ignores_a_constant_image_and_separates_two_textures() -> None:

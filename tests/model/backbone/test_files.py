@@ -147,6 +147,7 @@ Spoil = Callable[[State], Any]
     [
         ("dino_vits8", dict, "wrong shapes .*patch_embed.proj.weight.* it is one of dino_vits16: set backbone.name to"),
         ("dinov2_vits14", dict, r"missing keys \['blocks.0.ls1.gamma', .*\] \(24\), .*it is one of dino_vits16"),
+        ("dinov3_vits16", dict, r"missing keys .*'blocks.0.gamma_1'.*unexpected keys \['pos_embed'\] \(1\)"),
         (
             "dino_vits16",
             lambda state: {key: value for key, value in state.items() if "norm1" not in key} | {"x": torch.ones(1)},
@@ -190,7 +191,9 @@ def test_at_most_five_keys_of_each_kind_are_shown(tmp_path: Path, whole: State) 
     assert str(caught.value).count("'") == 2 * (5 + 5)
 
 
-@pytest.mark.parametrize(("saved_as", "asked_for"), [("dinov2_vits14_reg", "dinov2_vits14")])
+@pytest.mark.parametrize(
+    ("saved_as", "asked_for"), [("dinov2_vits14_reg", "dinov2_vits14"), ("dinov3_vits16", "dinov3_vits16plus")]
+)
 def test_the_name_that_a_file_fits_is_said(tmp_path: Path, saved_as: str, asked_for: str) -> None:
     state = build_vit(saved_as, Weights(None, 0, "random:0")).state_dict()
     torch.save({"teacher": state}, tmp_path / "w.pth")

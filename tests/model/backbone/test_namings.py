@@ -47,6 +47,22 @@ DINOV2 = VIT | {
     "ls1.gamma": "layer_scale1.lambda1",
     "ls2.gamma": "layer_scale2.lambda1",
 }
+DINOV3 = SHARED | {
+    "patch_embed.proj": "embeddings.patch_embeddings",
+    "norm": "norm",
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attn.proj": "attention.o_proj",
+    "mlp.fc1": "mlp.up_proj",
+    "mlp.fc2": "mlp.down_proj",
+    "mlp.fc1_g": "mlp.gate_proj",
+    "mlp.fc1_x": "mlp.up_proj",
+    "gamma_1": "layer_scale1.lambda1",
+    "gamma_2": "layer_scale2.lambda1",
+    "q": "attention.q_proj",
+    "k": "attention.k_proj",
+    "v": "attention.v_proj",
+}
 
 
 @functools.cache
@@ -109,10 +125,28 @@ def as_dinov2_model(state: State) -> State:
     return hugging_face(state, DINOV2, "encoder.layer.") | {"embeddings.mask_token": torch.zeros(1, 384)}
 
 
+def as_dinov3_model(state: State) -> State:
+    return hugging_face(state, DINOV3, "layer.") | {"embeddings.mask_token": torch.zeros(1, 1, 384)}
+
+
 def as_dinov2_itself(state: State) -> State:
     state = with_cls_position(state) if "reg_token" in state else state
     renamed = {key.replace("reg_token", "register_tokens"): value for key, value in state.items()}
     return renamed | {"mask_token": torch.zeros(1, 384)}
+
+
+def as_dinov3_itself(state: State) -> State:
+    """With its periods, a mask that takes the bias of the keys away, and a bias for it to take away."""
+    official = {"mask_token": torch.zeros(1, 384), "rope_embed.periods": torch.ones(16, dtype=torch.bfloat16)}
+    for key, value in state.items():
+        name = re.sub(r"gamma_(\d)", r"ls\1.gamma", key).replace("reg_token", "storage_tokens")
+        name = name.replace("fc1_g", "w1").replace("fc1_x", "w2")
+        official[name.replace("mlp.fc2", "mlp.w3") if "blocks.0.mlp.fc1_g.weight" in state else name] = value
+    for block in range(12):
+        query, value = (official.pop(f"blocks.{block}.attn.{letter}_bias") for letter in "qv")
+        official[f"blocks.{block}.attn.qkv.bias"] = torch.cat([query, torch.ones(384), value])
+        official[f"blocks.{block}.attn.qkv.bias_mask"] = torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(384)
+    return official
 
 
 def in_timms_names(state: State) -> State:
@@ -127,6 +161,10 @@ def in_timms_names(state: State) -> State:
         ("dinov2_vits14_reg", as_dinov2_model),
         ("dinov2_vits14_reg", as_dinov2_itself),
         ("dinov2_vits14_reg", in_timms_names),
+        ("dinov3_vits16", as_dinov3_model),
+        ("dinov3_vits16", as_dinov3_itself),
+        ("dinov3_vits16", in_timms_names),
+        ("dinov3_vits16plus", as_dinov3_model),
     ],
 )
 def test_features_do_not_depend_on_the_naming(tmp_path: Path, name: str, naming: Callable[[State], State]) -> None:
@@ -140,6 +178,8 @@ def test_features_do_not_depend_on_the_naming(tmp_path: Path, name: str, naming:
     ("name", "naming", "rotary"),
     [
         ("dinov2_vits14", as_dinov2_itself, False),
+        ("dinov3_vits16plus", as_dinov3_itself, True),
+        ("dinov3_vits16plus", in_timms_names, True),
     ],
 )
 def test_names_become_timms(name: str, naming: Callable[[State], State], rotary: bool) -> None:

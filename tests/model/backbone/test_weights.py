@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch.hub
 
-from model.backbone.names import ARCHITECTURES, OFFICIAL_URLS
+from model.backbone.names import ARCHITECTURES, OFFICIAL_URLS, ON_REQUEST
 from model.backbone.weights import file_sha256, official_file, resolve_weights
 
 
@@ -40,7 +40,9 @@ def test_wrong_names_and_weights_say_what_to_do(name: str, weights: str, message
 
 
 def test_official_weights_are_those_that_timm_names() -> None:
-    assert {name: timm.get_pretrained_cfg(timm_name).url for name, timm_name in ARCHITECTURES.items()} == OFFICIAL_URLS
+    urls = {name: timm.get_pretrained_cfg(timm_name).url for name, timm_name in ARCHITECTURES.items()}
+    assert {name: url for name, url in urls.items() if url} == OFFICIAL_URLS
+    assert set(OFFICIAL_URLS) | set(ON_REQUEST) == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("variables", [{}, {"TORCH_HOME": "/t"}, {"XDG_CACHE_HOME": "/x"}, {"TORCH_HOME": "~/t"}])
