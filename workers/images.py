@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,19 @@ class LoadedImage:
     pixels: np.ndarray | None
     status: Status = Status.OK
     error: str | None = None
+
+
+def with_rows_left_out(sampled: pa.Table, image_ids: Sequence[str], rows: Sequence[int]) -> pa.Table:
+    """A table of the photos `rows` of a shard -> of all its photos, the others `not_sampled`, with nothing in the other
+    columns."""
+    kept = set(rows)
+    others = [row for row in range(len(image_ids)) if row not in kept]
+    lists: dict[str, Any] = {
+        field.name: [] for field in sampled.schema if pa.types.is_list(field.type) and not field.nullable
+    }
+    blank = [{"image_id": image_ids[row], "status": str(Status.NOT_SAMPLED), **lists} for row in others]
+    whole = pa.concat_tables([sampled, pa.Table.from_pylist(blank, schema=sampled.schema)])
+    return whole.take(np.argsort([*rows, *others]))
 
 
 def table_of_images(

@@ -114,6 +114,22 @@ def segments_schema(embedding_dim: int) -> pa.Schema:
     )
 
 
+def patches_schema(dim: int) -> pa.Schema:
+    """Schema of a patches part: of a sampled photo some patch features, and differences that are nuisance, float16.
+
+    `embedding`: features of patches; `across`: differences of neighbours; `views`: of a view and the whole photo.
+    """
+    vectors = pa.list_(pa.list_(pa.float16(), dim))
+    return pa.schema(
+        [
+            pa.field("image_id", pa.string(), nullable=False),
+            pa.field("status", pa.string(), nullable=False),
+            pa.field("error", pa.string()),
+            *(pa.field(name, vectors, nullable=False) for name in ("embedding", "across", "views")),
+        ]
+    )
+
+
 SEMANTICS_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),

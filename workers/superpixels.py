@@ -131,19 +131,24 @@ def _nearest_seed(blocks: Tensor, seeds: Tensor) -> Tensor:
 
 
 def _connect(labels_HW: np.ndarray, least: int) -> np.ndarray:
-    """Labels -> numbers of their 4-connected parts; parts of fewer than `least` pixels join the nearest other."""
+    """Labels -> numbers of their 4-connected parts; pixels of parts of fewer than `least` join the nearest other."""
+    parts = _connected_parts(labels_HW)
+    small = (np.bincount(parts.ravel()) < least)[parts]
+    if small.any() and not small.all():
+        near = ndimage.distance_transform_edt(small, return_distances=False, return_indices=True)
+        parts = _connected_parts(parts[near[0], near[1]])
+    return parts.astype(np.int64)
+
+
+def _connected_parts(labels_HW: np.ndarray) -> np.ndarray:
     height, width = labels_HW.shape
     index = np.arange(height * width).reshape(height, width)
     right, below = labels_HW[:, :-1] == labels_HW[:, 1:], labels_HW[:-1] == labels_HW[1:]
     first = np.concatenate([index[:, :-1][right], index[:-1][below]])
     second = np.concatenate([index[:, 1:][right], index[1:][below]])
     links = coo_matrix((np.ones(len(first), bool), (first, second)), shape=(index.size, index.size))
-    parts = connected_components(links, directed=False)[1].reshape(height, width)
-    small = (np.bincount(parts.ravel()) < least)[parts]
-    if small.any() and not small.all():
-        near = ndimage.distance_transform_edt(small, return_distances=False, return_indices=True)
-        parts = parts[near[0], near[1]]
-    return np.unique(parts, return_inverse=True)[1].reshape(height, width).astype(np.int64)
+    numbers: np.ndarray = connected_components(links, directed=False)[1].reshape(height, width)
+    return numbers
 
 
 def _edges(labels_HW: Tensor, lab_3HW: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from workers.kmeans import embedding_rows
-from workers.records import instances_schema
+from workers.records import READABLE, instances_schema
 
+THINGS_A_PHOTO = 3  # on average, where nobody has measured which score is worth a thing
 COLUMNS = ("rle", "bbox", "area", "score", "embedding")
 
 
@@ -40,6 +41,20 @@ def choose_things(instances: pa.Table, params: ThingParams) -> pa.Table:
         rows.append(common | {name: [row[name][i] for i in kept] for name in COLUMNS})
     dim = instances.schema.field("embedding").type.value_type.list_size
     return pa.Table.from_pylist(rows, schema=instances_schema(dim))
+
+
+def scores_of(things: pa.Table) -> NDArray[np.float32]:
+    """(N,) of all masks of a part, in order."""
+    scores = things["score"].combine_chunks().flatten()
+    return np.asarray(scores.to_numpy(zero_copy_only=False), np.float32)
+
+
+def score_of_three(parts: Sequence[pa.Table]) -> float:
+    """The score that leaves a photo with three masks on average; 0 where there are fewer."""
+    readable = sum(status in READABLE for part in parts for status in part["status"].to_pylist())
+    scores = np.sort(np.concatenate([scores_of(part) for part in parts]))[::-1]
+    wanted = THINGS_A_PHOTO * readable
+    return float(scores[wanted - 1]) if 0 < wanted <= len(scores) else 0.0
 
 
 def embeddings_of(things: pa.Table) -> NDArray[np.float32]:

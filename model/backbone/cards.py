@@ -24,7 +24,9 @@ class Card:
     tau: float  # cosine similarity above which it joins two patches
     trees: tuple[str, ...]  # what merge trees are made of, the first also the contrast of a mask to its surroundings
     embedding: str  # whose mean inside a mask of a tree is the embedding of the thing
+    stuff: str  # whose patches are clustered to stuff classes
     whole: bool  # whether CLS says what the photo is of, in the space of the tokens
+    min_score: float | None  # of a mask of a tree that becomes a thing; None: such that a photo has three on average
     published_shifts: bool  # of STEGO: those of the preset; else they come from the fit's own similarities
 
 
@@ -34,23 +36,29 @@ _DINO = Card(
     tau=0.15,
     trees=("keys",),
     embedding="tokens",
+    stuff="tokens",
     whole=False,
+    min_score=None,
     published_shifts=True,
 )
-# Measured with DINOv2 ViT-S/14. The last block's keys are all alike, so that every graph of them is complete; tokens
-# are not. Of the blocks the third and fourth from the end tell objects and classes apart best.
+# Measured with DINOv2 ViT-S/14, and taken for the other DINOv2 and DINOv3. The last block's keys are all alike, so that
+# every graph of them is complete; tokens are not. Of the blocks the third and fourth from the end tell objects and
+# classes apart best.
 _DINOV2 = Card(
     masks="merge_tree",
     cut="tokens",
     tau=0.3,
     trees=("block:9", "tokens", "block:8"),
     embedding="block:9",
+    stuff="block:8:norm",
     whole=True,
+    min_score=None,
     published_shifts=False,
 )
 # Of 24 blocks, those at the same share of the depth: not measured.
-_DEEP = replace(_DINOV2, trees=("block:19", "tokens", "block:17"), embedding="block:19")
+_DEEP = replace(_DINOV2, trees=("block:19", "tokens", "block:17"), embedding="block:19", stuff="block:17:norm")
 _PATCHES = replace(_DINO, trees=("tokens",))
+_MEASURED = replace(_DINOV2, min_score=0.4)
 
 
 def card_of(name: str) -> Card:
@@ -60,4 +68,6 @@ def card_of(name: str) -> Card:
         return _PATCHES
     if name.startswith("dino_"):
         return _DINO
+    if name == "dinov2_vits14":
+        return _MEASURED
     return _DEEP if "vitl" in name else _DINOV2

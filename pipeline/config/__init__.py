@@ -58,16 +58,20 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _decide(self) -> Config:
-        """What is left to the backbone's card is decided once, here."""
+        """What is left to the backbone's card is decided once, here; what the card leaves open a fit decides."""
         card = card_of(self.backbone.name)
         decided: dict[str, dict[str, Any]] = {
             "instances": {"method": card.masks},
             "maskcut": {"features": card.cut, "tau": card.tau},
             "merge_tree": {"features": card.trees, "embedding": card.embedding},
+            "things": {"min_score": card.min_score},
+            "semantics": {"features": card.stuff, **dict.fromkeys(("flip", "crf"), self.semantics.method != "kmeans")},
         }
         for name, values in decided.items():
             section = getattr(self, name)
-            open_ones = {key: value for key, value in values.items() if getattr(section, key) == "auto"}
+            open_ones = {
+                key: value for key, value in values.items() if getattr(section, key) == "auto" and value is not None
+            }
             self.__dict__[name] = section.model_copy(update=open_ones)
         return self
 

@@ -92,7 +92,8 @@ class MergeTreeConfig(Section):
 class ThingsConfig(Section):
     """Which of nested masks become things of the panoptic labels: the best first, as long as they do not overlap."""
 
-    min_score: float = Field(0.4, ge=0, le=1)  # of a mask; lower: more things, and more that are none
+    # Of a mask; lower: more things, and more that are none. Where the card has none, three a photo on average.
+    min_score: Auto | Annotated[float, Field(ge=0, le=1)] = "auto"
     max_overlap: float = Field(0.3, ge=0, le=1)  # with one chosen before, as a share of the smaller of the two
     most: int = Field(20, ge=1)  # a photo
     components: int = Field(64, ge=1)  # of their embeddings, for the clusters
@@ -148,7 +149,7 @@ class LossShifts(Section):
 
 
 class SemanticsConfig(Section):
-    method: Literal["none", "stego", "datus"] = "none"
+    method: Literal["none", "kmeans", "stego", "datus"] = "none"
     classes: int = Field(27, ge=1, le=254)  # stuff classes
     # stego: the fit
     preset: Literal["cocostuff27_vits", "cocostuff27_vitb", "cityscapes", "potsdam"] = "cocostuff27_vits"
@@ -161,10 +162,15 @@ class SemanticsConfig(Section):
     # Photos fitted to, spread over the source; None: all. COCO-Stuff's training list is 50,000, and 5000 steps of 16
     # draw 80,000 photos or crops, so that more would hardly be seen. Each costs 1.2 MB (ViT-B/8; five crops: 6 MB).
     max_images: int | None = Field(50_000, ge=2)
-    # stego: the class maps
+    # stego, kmeans: the class maps
     image_size: int = Field(448, ge=16)  # pixels of the short side
-    flip: bool = True  # average with the mirrored photo
-    crf: bool = True  # STEGO's dense CRF
+    flip: Auto | bool = "auto"  # average with the mirrored photo; auto: as STEGO does, kmeans without
+    crf: Auto | bool = "auto"  # STEGO's dense CRF; auto likewise
+    # kmeans
+    features: Auto | Output = "auto"  # of the patches that are clustered
+    sample_images: int = Field(2000, ge=2)  # photos whose patches are clustered, spread over the source
+    components: int = Field(64, ge=1)  # of the conditioned features
+    overclustering: int = Field(4, ge=1, le=64)  # clusters for each class, before they are merged
     # datus
     fill_holes: Literal["none", "nearest"] = "none"  # patches of segments too small to have a class
     refine: Literal["none", "deeplabv3"] = "none"  # a network trained on the maps, whose maps replace them

@@ -11,10 +11,11 @@ from pipeline.engine.fits import device_of_fits, fit_threads
 from pipeline.engine.progress import FitProgress
 from pipeline.engine.shards import PhotoShards
 from pipeline.engine.stage import Stage
-from pipeline.semantics.stego_sample import sample_size, sampled_rows
+from pipeline.semantics.sample import sample_size, sampled_rows
 from pipeline.sources.index import Index
 from pipeline.stages.base import FitStage, Run, ShardStage
 from pipeline.stages.facts import Content, Facts
+from workers.images import with_rows_left_out
 from workers.records import FEATURES_SCHEMA, SEMANTICS_SCHEMA
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ class FeatureShards(PhotoShards):
         return TeacherWorker(self.load_backbone(), params, device=workers.device, batch_size=workers.batch_size)
 
     def process(self, shard: int, phases: Phases) -> pa.Table:
-        from workers.semantics.stego import with_rows_left_out
-
         index, records = self.index, self.index.records(shard)
         rows = sampled_rows(
             shard * index.shard_size,
@@ -59,7 +58,7 @@ class StegoShards(PhotoShards):
         semantics, workers = self.config.semantics, self.config.workers
         folder = self.job.inputs["semantics_fit"].folder
         fitted = load_stego(folder, teacher=self.job.teacher, classes=semantics.classes)
-        params = ClassMapParams(semantics.image_size, semantics.flip, crf=STEGO if semantics.crf else None)
+        params = ClassMapParams(semantics.image_size, bool(semantics.flip), crf=STEGO if semantics.crf else None)
         return StegoWorker(
             self.load_backbone(),
             fitted.head,

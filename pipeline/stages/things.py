@@ -3,7 +3,6 @@ embeddings conditioned by a fit over a sample."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Self
@@ -16,9 +15,9 @@ from pipeline.engine.stage import ARTIFACT, Stage
 from pipeline.stages.base import FitStage, Run, ShardStage, thing_stage
 from pipeline.stages.facts import Content, Facts, sections
 from pipeline.store import storage
-from workers.conditioning import Conditioning, Moments
+from workers.conditioning import Conditioning, Moments, whitening
 from workers.records import instances_schema
-from workers.things import ThingParams, choose_things, embeddings_of, with_embeddings
+from workers.things import ThingParams, choose_things, embeddings_of, score_of_three, scores_of, with_embeddings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,8 +32,9 @@ class ThingShards(ShardActor):
     """No device, no pixels."""
 
     def setup(self) -> None:
-        self._params = _params(self.config)
-        self._conditioning = read_conditioning(self.job.inputs["embedding_fit"].folder)
+        fitted = self.job.inputs["embedding_fit"].folder
+        self._params = _params(self.config, read_min_score(fitted))
+        self._conditioning = read_conditioning(fitted)
 
     def process(self, shard: int, phases: Phases) -> pa.Table:
         with phases("read"):
@@ -45,7 +45,8 @@ class ThingShards(ShardActor):
 
 
 class EmbeddingFit(FitStage):
-    """Embeddings of a sample of the chosen masks -> mean and whitened principal components."""
+    """The chosen masks of a sample -> the mean and the whitened principal components of their embeddings, and the score
+    from which a mask is chosen, where the configuration leaves it open."""
 
     name = "embedding_fit"
 
@@ -61,19 +62,21 @@ class EmbeddingFit(FitStage):
 
     def fit(self, run: Run, stage: Stage) -> str:
         instances, settings = run.stages["instances"], run.config.things
-        moments: Moments | None = None
-        for shard in np.unique(np.linspace(0, instances.shards - 1, SAMPLED_PARTS).astype(int)).tolist():
-            rows = embeddings_of(choose_things(read_part(instances, shard), _params(run.config)))
-            moments = moments or Moments(rows.shape[1])
-            moments.add(rows)
-        assert moments is not None
-        fitted = moments.whitening(settings.components, settings.whitening)
-        stream = io.BytesIO()
-        np.savez(stream, mean=fitted.mean, directions=fitted.directions)
-        storage.write_bytes(storage.join(stage.folder, CONDITIONING), stream.getvalue())
-        record = {"masks": moments.count, "components": int(fitted.directions.any(0).sum())}
+        shards = np.unique(np.linspace(0, instances.shards - 1, SAMPLED_PARTS).astype(int)).tolist()
+        parts = [choose_things(read_part(instances, shard), _params(run.config, 0.0)) for shard in shards]
+        least = score_of_three(parts) if settings.min_score == "auto" else float(settings.min_score)
+        chosen = [(scores_of(part) >= least, embeddings_of(part)) for part in parts]
+        moments = Moments(chosen[0][1].shape[1])
+        for sure, rows in chosen:
+            moments.add(rows[sure])
+        fitted = whitening(moments, settings.components, settings.whitening)
+        storage.write_bytes(storage.join(stage.folder, CONDITIONING), fitted.to_bytes())
+        components = int(fitted.directions.any(0).sum())
+        record = {"masks": moments.count, "components": components, "min_score": least}
         storage.write_bytes(storage.join(stage.folder, ARTIFACT), json.dumps(record).encode())
-        return f"{record['components']} components of the embeddings of {moments.count} masks"
+        return (
+            f"{components} components of the embeddings of {moments.count} masks with a score of at least {least:.3g}"
+        )
 
 
 class Things(ShardStage):
@@ -98,13 +101,16 @@ class Things(ShardStage):
 
 def read_conditioning(folder: str) -> Conditioning:
     """The conditioning in the artifact folder of a fit."""
-    data = io.BytesIO(storage.read_bytes(storage.join(folder, CONDITIONING)))
-    with np.load(data, allow_pickle=False) as saved:
-        return Conditioning(saved["mean"], saved["directions"])
+    return Conditioning.from_bytes(storage.read_bytes(storage.join(folder, CONDITIONING)))
 
 
-def _params(config: Config) -> ThingParams:
-    return ThingParams(**config.things.model_dump(include={"min_score", "max_overlap", "most"}))
+def read_min_score(folder: str) -> float:
+    """The least score of a mask that becomes a thing."""
+    return float(json.loads(storage.read_bytes(storage.join(folder, ARTIFACT)))["min_score"])
+
+
+def _params(config: Config, min_score: float) -> ThingParams:
+    return ThingParams(min_score, config.things.max_overlap, config.things.most)
 
 
 STAGES = (EmbeddingFit, Things)

@@ -1,18 +1,16 @@
 """STEGO in one worker: teacher features of a photo, neighbours among photos, and class maps from a fitted head.
 
 Teacher features are those of a centre crop of 224 pixels; the published program resizes with the nearest pixel, here
-Lanczos is used, which does not alias. Class maps cover the whole photo: its aspect is kept, the code is averaged with
-that of the mirrored photo, and log-probabilities, never class ids, are resized.
+Lanczos is used, which does not alias. Class maps cover the whole photo (`workers.semantics.class_maps`), and the code
+is averaged with that of the mirrored photo.
 
 Shapes: B images, (h, w) patches, C feature channels, D code channels, S classes, (H, W) pixels of the original.
 """
 
 from __future__ import annotations
 
-import io
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,17 +21,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from model.backbone import Backbone
-from model.enlarge import argmax_at_size
 from model.stego import ALPHA, ClusterProbe, StegoHead
-from workers.crf import CrfParams, dense_crf
-from workers.decode import Pixels, resize_keep_aspect
+from workers.crf import CrfParams
+from workers.decode import Pixels
 from workers.embeddings import to_images
 from workers.images import LoadedImage, table_of_images
 from workers.phases import Phases
-from workers.records import FEATURES_SCHEMA, SEMANTICS_SCHEMA, Status
+from workers.records import FEATURES_SCHEMA
+from workers.semantics.class_maps import ClassMapWorker, plain_row
 
 Crops = Literal["centre", "five"]
 
@@ -76,7 +73,7 @@ class TeacherWorker:
         for image in batch:
             feats = None if image.pixels is None else next(found)
             stored = {} if feats is None else {"shape": feats.shape, "features": feats.astype("<f2").tobytes()}
-            rows.append(_row(image) | stored)
+            rows.append(plain_row(image) | stored)
         return rows
 
     def _features(self, views: list[Pixels]) -> list[NDArray[np.float32]]:
@@ -108,15 +105,6 @@ def _square(pixels: Pixels, box: tuple[int, int, int, int], size: int) -> Pixels
     left, top = x1 + (x2 - x1 - side) / 2, y1 + (y2 - y1 - side) / 2
     square = (left, top, left + side, top + side)
     return np.array(Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS, box=square))
-
-
-def with_rows_left_out(features: pa.Table, image_ids: Sequence[str], rows: Sequence[int]) -> pa.Table:
-    """A table of FEATURES_SCHEMA of the photos `rows` of a shard -> of all its photos, the others `not_sampled`."""
-    kept = set(rows)
-    others = [row for row in range(len(image_ids)) if row not in kept]
-    blank = [{"image_id": image_ids[row], "status": str(Status.NOT_SAMPLED)} for row in others]
-    whole = pa.concat_tables([features, pa.Table.from_pylist(blank, schema=FEATURES_SCHEMA)])
-    return whole.take(np.argsort([*rows, *others]))
 
 
 def read_features(row: Mapping[str, Any]) -> NDArray[np.float16]:
@@ -157,7 +145,7 @@ def nearest_neighbours(descriptors_NC: NDArray[np.float32], count: int, *, threa
 
 @dataclass(frozen=True, slots=True)
 class ClassMapParams:
-    """What decides a class map besides the fitted head. The CRF sees the photo at the size that the backbone sees."""
+    """What decides a class map besides the fitted head."""
 
     image_size: int = 448  # pixels of the short side; made a multiple of the patch
     flip: bool = True  # average the code with that of the mirrored photo
@@ -165,8 +153,8 @@ class ClassMapParams:
     crf: CrfParams | None = None
 
 
-class StegoWorker:
-    """Holds the backbone and the fitted head and probe; `process` is a pure function of the images."""
+class StegoWorker(ClassMapWorker):
+    """Holds the backbone and the fitted head and probe."""
 
     def __init__(
         self,
@@ -180,45 +168,10 @@ class StegoWorker:
     ) -> None:
         if head.dim_in != backbone.dim:
             raise ValueError(f"the head takes {head.dim_in} channels, the backbone gives {backbone.dim}: fit it again")
-        self._backbone = backbone
+        super().__init__(backbone, image_size=params.image_size, crf=params.crf, device=device, batch_size=batch_size)
         self._head = head.eval().to(device)
         self._probe = probe.to(device)
         self._params = params
-        self._device = device
-        self._batch_size = batch_size
-
-    def process(self, images: Iterable[LoadedImage], phases: Phases) -> pa.Table:
-        """The images of a shard, in order -> table of SEMANTICS_SCHEMA, one row each, labels 0..S-1.
-
-        At most `batch_size` images are held at a time. RuntimeError, naming the images, for what is not their fault.
-        """
-        return table_of_images(images, self._batch_size, lambda batch: self._rows(batch, phases), SEMANTICS_SCHEMA)
-
-    def _rows(self, batch: list[LoadedImage], phases: Phases) -> list[dict[str, Any]]:
-        maps = self._maps([image.pixels for image in batch if image.pixels is not None], phases)
-        rows = []
-        for image in batch:
-            labels_HW = None if image.pixels is None else next(maps)
-            with phases("encode"):
-                rows.append(_row(image) | {"labels": None if labels_HW is None else encode_labels(labels_HW)})
-        return rows
-
-    @torch.inference_mode()
-    def _maps(self, photos: list[Pixels], phases: Phases) -> Iterator[NDArray[np.uint8]]:
-        """The class map of each photo; photos of one shape that follow each other share a forward pass."""
-        with phases("resize"):
-            patch = self._backbone.patch_size
-            resized = [resize_keep_aspect(photo, self._params.image_size, patch) for photo in photos]
-        pairs = zip(photos, resized, strict=True)
-        for _, group in itertools.groupby(pairs, key=lambda pair: pair[1].shape):
-            same = list(group)
-            log_probs_BShw = self.log_probs(np.stack([small for _, small in same]), phases)
-            for (photo, small), log_probs_Shw in zip(same, log_probs_BShw, strict=True):
-                if self._params.crf is not None:
-                    with phases("crf"):
-                        log_probs_Shw = _refined(small, log_probs_Shw, self._params.crf)
-                with phases("upsample"):
-                    yield argmax_at_size(log_probs_Shw, photo.shape[:2]).cpu().numpy()
 
     @torch.inference_mode()
     def log_probs(self, resized_BHW3: Pixels, phases: Phases) -> Tensor:
@@ -232,26 +185,3 @@ class StegoWorker:
             codes = [self._head(view.mT.unflatten(2, grid)) for view in tokens]
             code = (codes[0] + codes[1].flip(3)) / 2 if self._params.flip else codes[0]
             return self._probe.log_probs(code, self._params.alpha)
-
-
-def _refined(image_HW3: Pixels, log_probs_Shw: Tensor, params: CrfParams) -> Tensor:
-    """(S, h, w) -> (S, H, W) log-probabilities after the CRF on an image of H x W pixels.
-
-    At the size that the backbone sees, as published; at that of a large photo S maps would not fit in memory.
-    """
-    if len(log_probs_Shw) < 2:
-        return log_probs_Shw
-    size = image_HW3.shape[:2]
-    upsampled = F.interpolate(log_probs_Shw[None], size=size, mode="bilinear", align_corners=False)[0]
-    return dense_crf(image_HW3, upsampled.softmax(0), params).clamp_min(1e-10).log()
-
-
-def encode_labels(labels_HW: NDArray[np.uint8]) -> bytes:
-    """(H, W) uint8 class map -> grey PNG."""
-    stream = io.BytesIO()
-    Image.fromarray(labels_HW).save(stream, format="PNG")
-    return stream.getvalue()
-
-
-def _row(image: LoadedImage) -> dict[str, Any]:
-    return {"image_id": image.image_id, "status": str(image.status), "error": image.error}

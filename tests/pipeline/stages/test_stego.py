@@ -12,8 +12,8 @@ from pipeline.config import Config
 from pipeline.engine.shards import StageJob
 from pipeline.engine.stage import Stage, index_folder
 from pipeline.operations.demo.scenes import write_scenes
+from pipeline.semantics.sample import sampled_rows
 from pipeline.semantics.stego_features import survey_features
-from pipeline.semantics.stego_sample import sampled_rows
 from pipeline.sources.index import build_index
 from pipeline.stages.stego import FeatureShards
 from pipeline.stages.table import resolve_stages

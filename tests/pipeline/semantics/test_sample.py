@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.semantics.stego_sample import sample_size, sampled_rows
+from pipeline.semantics.sample import sample_size, sampled_rows
 
 
 def sample(images: int, wanted: int, seed: int, shard_size: int) -> list[int]:

@@ -1,0 +1,145 @@
+"""The fit of stuff classes to patches: conditioning, k-means over actors, and a merge of its clusters to the classes.
+
+Parts of a sample's patch features in, one artifact folder out: `codebook.npz` (conditioning, centroids, the class of
+each), and `artifact.json`, which is written last and is the mark that the folder is complete. While the fit runs,
+conditioned rows lie in `rows/` and the k-means in `kmeans/`; a fit that is started again goes on from what is there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.clusters.artifact import KMeansResult, KMeansSettings
+from pipeline.clusters.kmeans import IterationReport, fit_kmeans
+from pipeline.engine.shards import read_columns
+from pipeline.engine.stage import ARTIFACT, part_name
+from pipeline.store import storage
+from workers.conditioning import Conditioning, Moments, signal_over_nuisance
+from workers.kmeans import embedding_rows
+from workers.semantics.patches import Codebook, merge_clusters
+
+CODEBOOK = "codebook.npz"
+ROWS_A_CLUSTER = 8  # patches; with fewer, clusters are single patches
+
+
+@dataclass(frozen=True, slots=True)
+class PatchSettings:
+    """What defines the classes, apart from the patches. `overclustering`: clusters for each class, before the merge."""
+
+    classes: int
+    components: int
+    overclustering: int
+    seed: int
+
+
+def fit_patches(
+    parts: Sequence[str],
+    out: str,
+    settings: PatchSettings,
+    *,
+    actors: dict[str, Any],
+    on_iteration: Callable[[IterationReport], None] | None = None,
+) -> dict[str, Any]:
+    """Fit to patches parts (URIs) and write the artifact folder `out` (URI); returns its record.
+
+    `actors`: the arguments of `fit_kmeans` that say where its actors run. ValueError names `semantics.classes` when
+    there are too few different patches; errors else as of `fit_kmeans`.
+    """
+    patches, across, views = _moments(parts)
+    _require_different(parts, patches.count, settings.classes)
+    conditioning = signal_over_nuisance(patches, [across, views], settings.components)
+    clusters = max(settings.classes, min(settings.classes * settings.overclustering, patches.count // ROWS_A_CLUSTER))
+    folder = storage.join(out, "rows")
+    rows = [_condition(part, storage.join(folder, part_name(i)), conditioning) for i, part in enumerate(parts)]
+    found = fit_kmeans(
+        rows,
+        storage.join(out, "kmeans"),
+        KMeansSettings(k=clusters, seed=settings.seed),
+        **actors,
+        on_iteration=on_iteration,
+    )
+    classes = merge_clusters(found.centroids, found.sizes, settings.classes)
+    record = _write(out, settings, Codebook(conditioning, found.centroids, classes), found)
+    for folder in ("rows", "kmeans"):
+        storage.remove_folder(storage.join(out, folder))
+    return record
+
+
+def load_codebook(out: str) -> Codebook:
+    """The codebook in a complete artifact folder."""
+    with np.load(io.BytesIO(storage.read_bytes(storage.join(out, CODEBOOK))), allow_pickle=False) as saved:
+        return Codebook(Conditioning(saved["mean"], saved["directions"]), saved["centroids"], saved["classes"])
+
+
+def _moments(parts: Sequence[str]) -> tuple[Moments, Moments, Moments]:
+    """Of patches, of differences of neighbours, and of views."""
+    found: list[Moments] = []
+    for part in parts:
+        table = read_columns(part, ["embedding", "across", "views"])
+        columns = [embedding_rows(table[name]) for name in table.column_names]
+        found = found or [Moments(rows.shape[1]) for rows in columns]
+        for moments, rows in zip(found, columns, strict=True):
+            moments.add(rows)
+    patches, across, views = found
+    return patches, across, views
+
+
+def _require_different(parts: Sequence[str], patches: int, classes: int) -> None:
+    """Read parts until `classes` different patches are found; most often the first photo has them."""
+    different = set[bytes]()
+    for part in parts:
+        rows = embedding_rows(read_columns(part, ["embedding"])["embedding"])
+        different.update(row.tobytes() for row in np.unique(rows[:4096], axis=0))
+        if len(different) >= classes:
+            return
+    raise ValueError(
+        f"semantics.classes is {classes}, but the {len(parts)} patches parts hold {len(different)} different patches "
+        f"({patches} in all): lower semantics.classes, or give the source more images"
+    )
+
+
+def _condition(part: str, target: str, conditioning: Conditioning) -> str:
+    """Write the conditioned patches of a part, if they are not there yet; the URI of where they are."""
+    if not storage.exists(target):
+        rows_Nd = conditioning(embedding_rows(read_columns(part, ["embedding"])["embedding"]))
+        values = pa.array(rows_Nd.astype(np.float16).reshape(-1), pa.float16())
+        vectors = pa.FixedSizeListArray.from_arrays(values, rows_Nd.shape[1])
+        column = pa.ListArray.from_arrays(pa.array([0, len(rows_Nd)], pa.int32()), vectors)
+        stream = io.BytesIO()
+        pq.write_table(pa.table({"embedding": column}), stream)
+        storage.write_bytes(target, stream.getvalue())
+    return target
+
+
+def _write(out: str, settings: PatchSettings, book: Codebook, found: KMeansResult) -> dict[str, Any]:
+    stream = io.BytesIO()
+    np.savez(
+        stream,
+        mean=book.conditioning.mean,
+        directions=book.conditioning.directions,
+        centroids=book.centroids,
+        classes=book.classes,
+    )
+    storage.write_bytes(storage.join(out, CODEBOOK), stream.getvalue())
+    sizes = np.bincount(book.classes, weights=found.sizes, minlength=settings.classes).astype(int).tolist()
+    record = {
+        "method": "kmeans",
+        "classes": settings.classes,
+        "clusters": len(book.centroids),
+        "components": book.conditioning.directions.shape[1],
+        "iterations": found.iterations,
+        "inertia": found.inertia,
+        "sizes": sizes,
+        "software": f"u2label {version('u2label')}",
+    }
+    storage.write_bytes(storage.join(out, ARTIFACT), json.dumps(record, indent=1).encode())
+    return record
