@@ -27,7 +27,7 @@ class Card:
     stuff: str  # whose patches are clustered to stuff classes
     whole: bool  # whether CLS says what the photo is of, in the space of the tokens
     min_score: float | None  # of a mask of a tree that becomes a thing; None: such that a photo has three on average
-    published_shifts: bool  # of STEGO: those of the preset; else they come from the fit's own similarities
+    published: bool  # STEGO and DatUS2 as published: their own features, and shifts of a preset
 
 
 _DINO = Card(
@@ -39,7 +39,7 @@ _DINO = Card(
     stuff="tokens",
     whole=False,
     min_score=None,
-    published_shifts=True,
+    published=True,
 )
 # Measured with DINOv2 ViT-S/14, and taken for the other DINOv2 and DINOv3. The last block's keys are all alike, so that
 # every graph of them is complete; tokens are not. Of the blocks the third and fourth from the end tell objects and
@@ -53,7 +53,7 @@ _DINOV2 = Card(
     stuff="block:8:norm",
     whole=True,
     min_score=None,
-    published_shifts=False,
+    published=False,
 )
 # Of 24 blocks, those at the same share of the depth: not measured.
 _DEEP = replace(_DINOV2, trees=("block:19", "tokens", "block:17"), embedding="block:19", stuff="block:17:norm")

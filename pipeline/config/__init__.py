@@ -65,7 +65,11 @@ class Config(Section):
             "maskcut": {"features": card.cut, "tau": card.tau},
             "merge_tree": {"features": card.trees, "embedding": card.embedding},
             "things": {"min_score": card.min_score},
-            "semantics": {"features": card.stuff, **dict.fromkeys(("flip", "crf"), self.semantics.method != "kmeans")},
+            "semantics": {
+                "features": card.stuff,
+                "conditioned": self.semantics.method == "kmeans" or not card.published,
+                **dict.fromkeys(("flip", "crf"), self.semantics.method != "kmeans"),
+            },
         }
         for name, values in decided.items():
             section = getattr(self, name)
@@ -94,6 +98,11 @@ class Config(Section):
             if workers and batch % workers:
                 raise ValueError(f"workers.train_workers {workers} cannot share {key} {batch} equally; change either")
         return self
+
+    @property
+    def conditions_patches(self) -> bool:
+        """Whether a conditioning of patch features is fitted."""
+        return self.semantics.method != "none" and bool(self.semantics.conditioned)
 
     @property
     def num_stuff(self) -> int:

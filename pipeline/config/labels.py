@@ -166,10 +166,12 @@ class SemanticsConfig(Section):
     image_size: int = Field(448, ge=16)  # pixels of the short side
     flip: Auto | bool = "auto"  # average with the mirrored photo; auto: as STEGO does, kmeans without
     crf: Auto | bool = "auto"  # STEGO's dense CRF; auto likewise
-    # kmeans
-    features: Auto | Output = "auto"  # of the patches that are clustered
+    # Patch features, of every method that is `conditioned`: kmeans always, the others where the card is not published.
+    conditioned: Auto | bool = "auto"
+    features: Auto | Output = "auto"  # of the patches
     sample_images: int = Field(2000, ge=2)  # photos whose patches are clustered, spread over the source
     components: int = Field(64, ge=1)  # of the conditioned features
+    # kmeans
     overclustering: int = Field(4, ge=1, le=64)  # clusters for each class, before they are merged
     # datus
     fill_holes: Literal["none", "nearest"] = "none"  # patches of segments too small to have a class
@@ -183,6 +185,8 @@ class SemanticsConfig(Section):
     def _refines_datus(self) -> SemanticsConfig:
         if self.refine != "none" and self.method != "datus":
             raise ValueError(f"refine {self.refine!r} belongs to method datus, not {self.method!r}")
+        if self.method == "kmeans" and self.conditioned is False:
+            raise ValueError("conditioned false leaves method kmeans nothing to cluster; leave the key out")
         if self.refine_batch_size % 4:
             raise ValueError(f"refine_batch_size {self.refine_batch_size} is not a multiple of 4")
         return self

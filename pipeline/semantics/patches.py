@@ -1,8 +1,9 @@
-"""The fit of stuff classes to patches: conditioning, k-means over actors, and a merge of its clusters to the classes.
+"""Fits to a sample's patch features: their conditioning, and stuff classes by k-means over actors and a merge of its
+clusters.
 
-Parts of a sample's patch features in, one artifact folder out: `codebook.npz` (conditioning, centroids, the class of
-each), and `artifact.json`, which is written last and is the mark that the folder is complete. While the fit runs,
-conditioned rows lie in `rows/` and the k-means in `kmeans/`; a fit that is started again goes on from what is there.
+Each writes one artifact folder, `artifact.json` last as the mark that it is complete: `conditioning.npz`, or
+`codebook.npz` (conditioning, centroids, the class of each). While classes are fitted, conditioned rows lie in `rows/`
+and the k-means in `kmeans/`; a fit that is started again goes on from what is there.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from workers.kmeans import embedding_rows
 from workers.semantics.patches import Codebook, merge_clusters
 
 CODEBOOK = "codebook.npz"
+CONDITIONING = "conditioning.npz"
 ROWS_A_CLUSTER = 8  # patches; with fewer, clusters are single patches
 
 
@@ -36,13 +38,28 @@ class PatchSettings:
     """What defines the classes, apart from the patches. `overclustering`: clusters for each class, before the merge."""
 
     classes: int
-    components: int
     overclustering: int
     seed: int
 
 
+def fit_conditioning(parts: Sequence[str], out: str, components: int) -> Conditioning:
+    """The directions in which patches of these parts (URIs) vary most against neighbours and other views."""
+    patches, across, views = _moments(parts)
+    conditioning = signal_over_nuisance(patches, [across, views], components)
+    storage.write_bytes(storage.join(out, CONDITIONING), conditioning.to_bytes())
+    record = {"patches": patches.count, "components": conditioning.directions.shape[1]}
+    storage.write_bytes(storage.join(out, ARTIFACT), json.dumps(record).encode())
+    return conditioning
+
+
+def read_conditioning(out: str) -> Conditioning:
+    """The conditioning in the artifact folder of a fit."""
+    return Conditioning.from_bytes(storage.read_bytes(storage.join(out, CONDITIONING)))
+
+
 def fit_patches(
     parts: Sequence[str],
+    conditioning: Conditioning,
     out: str,
     settings: PatchSettings,
     *,
@@ -54,10 +71,9 @@ def fit_patches(
     `actors`: the arguments of `fit_kmeans` that say where its actors run. ValueError names `semantics.classes` when
     there are too few different patches; errors else as of `fit_kmeans`.
     """
-    patches, across, views = _moments(parts)
-    _require_different(parts, patches.count, settings.classes)
-    conditioning = signal_over_nuisance(patches, [across, views], settings.components)
-    clusters = max(settings.classes, min(settings.classes * settings.overclustering, patches.count // ROWS_A_CLUSTER))
+    patches = _count(parts)
+    _require_different(parts, patches, settings.classes)
+    clusters = max(settings.classes, min(settings.classes * settings.overclustering, patches // ROWS_A_CLUSTER))
     folder = storage.join(out, "rows")
     rows = [_condition(part, storage.join(folder, part_name(i)), conditioning) for i, part in enumerate(parts)]
     found = fit_kmeans(
@@ -91,6 +107,10 @@ def _moments(parts: Sequence[str]) -> tuple[Moments, Moments, Moments]:
             moments.add(rows)
     patches, across, views = found
     return patches, across, views
+
+
+def _count(parts: Sequence[str]) -> int:
+    return sum(len(read_columns(part, ["embedding"])["embedding"].combine_chunks().flatten()) for part in parts)
 
 
 def _require_different(parts: Sequence[str], patches: int, classes: int) -> None:

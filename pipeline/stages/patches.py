@@ -1,4 +1,7 @@
-"""Clusters of patches: a sample's patch features -> a conditioning and merged clusters -> class maps of all photos."""
+"""Clusters of patches: a sample's patch features -> their conditioning -> merged clusters -> class maps of all photos.
+
+The conditioning also serves the other methods, where `semantics.conditioned` says so.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,7 @@ class Patches(ShardStage):
 
     @classmethod
     def of(cls, config: Config) -> Iterable[Self]:
-        return [cls()] if config.semantics.method == "kmeans" else []
+        return [cls()] if config.conditions_patches else []
 
     def content(self, config: Config, facts: Facts) -> Content:
         wanted = _sample_size(config, facts.index)
@@ -94,6 +97,26 @@ class Patches(ShardStage):
         return PatchShards
 
 
+class ConditioningFit(FitStage):
+    name = "conditioning"
+
+    @classmethod
+    def of(cls, config: Config) -> Iterable[Self]:
+        return [cls()] if config.conditions_patches else []
+
+    def inputs(self, config: Config) -> tuple[str, ...]:
+        return ("patches",)
+
+    def content(self, config: Config, facts: Facts) -> Content:
+        return {"components": config.semantics.components}
+
+    def fit(self, run: Run, stage: Stage) -> str:
+        from pipeline.semantics.patches import fit_conditioning
+
+        fitted = fit_conditioning(run.stages["patches"].parts(), stage.folder, run.config.semantics.components)
+        return f"{fitted.directions.shape[1]} components of {len(fitted.mean)} channels"
+
+
 class PatchFit(FitStage):
     name = "semantics_fit"
 
@@ -102,20 +125,21 @@ class PatchFit(FitStage):
         return [cls()] if config.semantics.method == "kmeans" else []
 
     def inputs(self, config: Config) -> tuple[str, ...]:
-        return ("patches",)
+        return ("patches", "conditioning")
 
     def content(self, config: Config, facts: Facts) -> Content:
-        fit = config.semantics.model_dump(include={"classes", "components", "overclustering"})
+        fit = config.semantics.model_dump(include={"classes", "overclustering"})
         return {"method": "kmeans", "seed": config.seed, **fit}
 
     def fit(self, run: Run, stage: Stage) -> str:
-        from pipeline.semantics.patches import PatchSettings, fit_patches
+        from pipeline.semantics.patches import PatchSettings, fit_patches, read_conditioning
 
         semantics = run.config.semantics
         record = fit_patches(
             run.stages["patches"].parts(),
+            read_conditioning(run.stages["conditioning"].folder),
             stage.folder,
-            PatchSettings(semantics.classes, semantics.components, semantics.overclustering, run.config.seed),
+            PatchSettings(semantics.classes, semantics.overclustering, run.config.seed),
             actors=kmeans_actors(run.config.workers),
             on_iteration=said_now_and_then(stage.name),
         )
@@ -146,4 +170,4 @@ def _sample_size(config: Config, index: Index) -> int:
     return sample_size(index.images, config.semantics.sample_images)
 
 
-STAGES = (Patches, PatchFit, PatchMaps)
+STAGES = (Patches, ConditioningFit, PatchFit, PatchMaps)
