@@ -143,8 +143,13 @@ def test_a_source_without_a_mask_ends_with_void_labels(tmp_path: Path, config_fi
     flat.mkdir()
     for i in range(2):
         Image.new("RGB", (60, 40), (i, 90, 120)).save(flat / f"{i}.png")
-    config = load_config(str(config_file), [f"source.uri={flat}"])
-    assert run(config).computed == {"instances": 1, "clusters": 1, "panoptic": 1}
+    refused = load_config(str(config_file), [f"source.uri={flat}"])
+    for _ in range(2):  # also when nothing is left to do
+        with pytest.raises(StageFailed, match=r"instances: 2 of 2 readable photos have no mask\. Of the graphs"):
+            run(refused)
+    assert run_status(refused).stages[0].done == 1
+    config = load_config(str(config_file), [f"source.uri={flat}", "run.max_empty=1"])
+    assert run(config).computed == {"instances": 0, "clusters": 1, "panoptic": 1}
     labels = rows(Path(config.run.uri), "panoptic")
     assert [(row["status"], row["segments"]) for row in labels] == [("no_masks", [])] * 2
     assert not any(decode_panoptic_png(row["panoptic"]).any() for row in labels)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import Config, load_config
+from pipeline.export.coco import export_coco
 from pipeline.operations.run import run
 from pipeline.operations.status import run_status
 from tests.integration.conftest import SCENES, SHARDS, rows
@@ -19,6 +20,13 @@ from workers.masks import decode_panoptic_png
 STEGO = ["semantics.method=stego", "semantics.classes=4", "semantics.steps=20", "semantics.image_size=160"]
 SAMPLE = ["semantics.max_images=16"]
 DATUS = ["semantics.method=datus", "semantics.classes=3"]
+TREES = [
+    "instances.method=merge_tree",
+    "merge_tree.image_size=160",
+    "merge_tree.raster_side=160",
+    "things.components=16",
+]
+KMEANS = ["semantics.method=kmeans", "semantics.classes=3", "semantics.image_size=160", "semantics.sample_images=16"]
 
 
 @pytest.fixture
@@ -52,6 +60,40 @@ def test_stuff_from_photos_to_panoptic_parts(with_things: Path, overrides: list[
     pixels = panoptic.pixels
     assert sum(pixels.values()) == SCENES * 160 * 160
     assert pixels["stuff"] > 0.3 * SCENES * 160 * 160
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_things_of_merge_trees_over_stuff_of_patches(config_file: Path, tmp_path: Path) -> None:
+    """All stages of the methods for features that the published ones do not fit; the rows are those of two workers."""
+    config = load_config(str(config_file), [*TREES, *KMEANS])
+    assert run(config).computed == {
+        "instances": SHARDS,
+        "embedding_fit": 1,
+        "things": SHARDS,
+        "clusters": 1,
+        "patches": SHARDS,
+        "conditioning": 1,
+        "semantics_fit": 1,
+        "semantics": SHARDS,
+        "panoptic": SHARDS,
+    }
+    check_labels(config)
+    folder = Path(config.run.uri)
+    nested, things, panoptic = (rows(folder, stage) for stage in ("instances", "things", "panoptic"))
+    for all_masks, chosen, label in zip(nested, things, panoptic, strict=True):
+        assert set(chosen["rle"]) <= set(all_masks["rle"]) and len(chosen["rle"]) < len(all_masks["rle"])
+        visible = sum(segment["is_thing"] for segment in label["segments"])
+        assert visible + label["hidden_instances"] == len(chosen["rle"])
+    assert 2 * SCENES < sum(len(row["rle"]) for row in things) < 4 * SCENES  # about three a photo
+    assert [row["status"] for row in rows(folder, "patches")].count("ok") == 17
+    assert set(run(config).computed.values()) == {0}
+
+    two = load_config(str(config_file), [*TREES, *KMEANS, "workers.size=2", f"run.uri={tmp_path / 'two'}"])
+    run(two)
+    for stage in ("things", "patches", "semantics", "panoptic"):
+        assert rows(Path(two.run.uri), stage) == rows(folder, stage)
+    exported = export_coco(str(folder), str(folder), output=str(tmp_path / "coco"))
+    assert exported.images == SCENES and exported.instances > SCENES
 
 
 def check_labels(config: Config) -> None:
