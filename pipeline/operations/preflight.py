@@ -20,7 +20,7 @@ from pipeline.store.weights import local_weights
 def check_all(config: Config) -> None:
     """What each stage can see, weights, run folder and source, in the order of what they cost."""
     for stage in define_stages(config).values():
-        stage.check(config)
+        stage.check(config, None)
     check_backbone(config)
     check_run_folder(config.run.uri)
     source = config.source

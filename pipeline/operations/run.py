@@ -28,7 +28,7 @@ from pipeline.sources.index import Index, build_index, open_index
 from pipeline.stages.base import Definition, FitStage, Run, ShardStage
 from pipeline.stages.latest import LATEST, write_latest
 from pipeline.stages.run import resolve_run
-from pipeline.stages.table import define_stages
+from pipeline.stages.table import define_stages, faults
 from pipeline.store import storage
 from workers.records import SCHEMA_VERSION
 
@@ -71,6 +71,7 @@ def run(
             storage.remove_litter(folder)  # the lease says that nobody is writing
         summary = RunSummary(_resolve(config, _index(config, reindex)))
         this = summary.run
+        _foresee(this, stages)
         for name, stage in this.stages.items():
             if stages is not None and name not in stages:
                 continue
@@ -87,6 +88,18 @@ def run(
             summary.computed[name] = len(pending)
         _write_latest(this)
     return summary
+
+
+def _foresee(run: Run, stages: Collection[str] | None) -> None:
+    """ConfigError, before any work, for what is bound to fail of the stages that are asked for and not done."""
+    asked = [run.definitions[name] for name in run.stages if stages is None or name in stages]
+    found = [fault for stage in asked for fault in faults([stage], run.config, run.index) if _is_pending(stage, run)]
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def _is_pending(stage: Definition, run: Run) -> bool:
+    return bool(pending_shards(run.stages[stage.full_name]))
 
 
 def _resolve(config: Config, index: Index) -> Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rich.table import Column, Table
@@ -15,6 +15,7 @@ from pipeline.engine.status import StageStatus, stage_status
 from pipeline.errors import ConfigError
 from pipeline.stages.base import Run
 from pipeline.stages.run import find_run
+from pipeline.stages.table import faults
 from pipeline.store import storage
 
 AT_A_TIME = 8  # stages that are looked at
@@ -31,6 +32,7 @@ class RunStatus:
     workers: int  # the least that a stage has, with which times are reckoned
     stages: list[StageStatus]
     most_workers: int  # the most
+    faults: list[str] = field(default_factory=list)  # what is bound to fail of what is left to do
 
 
 def run_status(config: Config) -> RunStatus:
@@ -45,7 +47,9 @@ def status_of(run: Run) -> RunStatus:
     config, listed = run.config, list_receipts(run.uri)
     with ThreadPoolExecutor(AT_A_TIME) as pool:  # a bucket is asked for all stages at once
         stages = list(pool.map(lambda stage: stage_status(run.uri, stage, listed), run.stages.values()))
-    return replace(_not_begun(config), images=run.index.images, shards=run.index.shards, stages=stages)
+    left = [run.definitions[stage.stage] for stage in stages if stage.done < stage.shards]
+    found = faults(left, config, run.index)
+    return replace(_not_begun(config), images=run.index.images, shards=run.index.shards, stages=stages, faults=found)
 
 
 def _not_begun(config: Config) -> RunStatus:
@@ -92,7 +96,8 @@ def _state(fit: StageStatus) -> str:
 def plan_of(status: RunStatus) -> dict[str, Any]:
     """What is left of each stage, with seconds and bytes where a rate was measured, as plain data."""
     steps = [asdict(_step(stage, status)) for stage in status.stages]
-    return {"run": status.run, "source": status.source, "images": status.images, "steps": steps}
+    plan = {"run": status.run, "source": status.source, "images": status.images, "steps": steps}
+    return plan | {"faults": status.faults}
 
 
 def print_plan(status: RunStatus) -> None:
@@ -113,6 +118,8 @@ def print_plan(status: RunStatus) -> None:
             "" if fit else "not measured" if step.bytes is None else f"{step.bytes / 2**20:.1f} MiB",
         )
     console.print(table)
+    for fault in status.faults:
+        console.print(f"bound to fail: {fault}", markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

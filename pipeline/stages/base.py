@@ -94,8 +94,9 @@ class Definition(ABC):
     def content(self, config: Config, facts: Facts) -> Content:
         """Plain data: everything that decides its content beside its inputs."""
 
-    def check(self, config: Config) -> None:  # noqa: B027 (most stages have nothing to say)
-        """Raise ConfigError, with key, value and remedy, for what is bound to fail and can be seen before any work."""
+    def check(self, config: Config, index: Index | None) -> None:  # noqa: B027 (most stages have nothing to say)
+        """Raise ConfigError, with key, value and remedy, for what is bound to fail and can be seen before any work;
+        `index` is None before the source was listed."""
 
 
 class ShardStage(Definition):

@@ -6,6 +6,8 @@ from pipeline.config import Config
 from pipeline.engine.fits import kmeans_actors, said_now_and_then
 from pipeline.engine.shards import read_part
 from pipeline.engine.stage import Stage
+from pipeline.errors import ConfigError
+from pipeline.sources.index import Index
 from pipeline.stages.base import FitStage, Run, thing_stage
 from pipeline.stages.facts import Content, Facts, sections
 
@@ -18,6 +20,15 @@ class Clusters(FitStage):
 
     def content(self, config: Config, facts: Facts) -> Content:
         return {"seed": config.clusters_seed, **sections(config, "clusters")}
+
+    def check(self, config: Config, index: Index | None) -> None:
+        nested = thing_stage(config) == "things"
+        key, most = ("things.most", config.things.most) if nested else ("maskcut.max_masks", config.maskcut.max_masks)
+        if index is not None and config.clusters.k > index.images * most:
+            raise ConfigError(
+                f"clusters.k {config.clusters.k} is above the {index.images * most} masks that {index.images} photos "
+                f"can have with {key} {most}: lower clusters.k, or give the source more photos"
+            )
 
     def fit(self, run: Run, stage: Stage) -> str:
         from model.backbone.names import embedding_dim

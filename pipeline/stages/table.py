@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from graphlib import TopologicalSorter
 
 from pipeline import stages
 from pipeline.config import Config
 from pipeline.engine.stage import Stage, digest
+from pipeline.errors import ConfigError
 from pipeline.sources.index import Index
 from pipeline.stages.base import Definition, ShardStage
 from pipeline.stages.facts import Facts
@@ -48,6 +50,17 @@ def define_stages(config: Config) -> dict[str, Definition]:
         ordered += ready
         sorter.done(*ready)
     return {name: asked[name] for name in ordered}
+
+
+def faults(defined: Iterable[Definition], config: Config, index: Index) -> list[str]:
+    """What is bound to fail with this source, each as its stage says it."""
+    found = []
+    for stage in defined:
+        try:
+            stage.check(config, index)
+        except ConfigError as error:
+            found.append(str(error))
+    return found
 
 
 def resolve_stages(config: Config, index: Index, *, download: bool = True) -> dict[str, Stage]:

@@ -107,8 +107,10 @@ def test_the_rows_do_not_depend_on_the_number_of_workers(config_file: Path, labe
 
 
 def test_too_many_clusters_for_the_masks_is_said_and_the_parts_are_kept(finished: Config, config_file: Path) -> None:
-    config = load_config(str(config_file), ["clusters.k=5000"])
-    with pytest.raises(StageFailed, match=r"clusters\.k.*5000"):
+    with pytest.raises(ConfigError, match=r"clusters\.k 5000 is above the 48 masks that 24 photos can have"):
+        run(load_config(str(config_file), ["clusters.k=5000"]))  # seen before any work
+    config = load_config(str(config_file), ["clusters.k=48"])
+    with pytest.raises(StageFailed, match=r"clusters\.k is 48, but the 8 instances parts hold \d\d masks"):
         run(config)
     assert [stage.done for stage in run_status(config).stages] == [8, 0, 0]
 

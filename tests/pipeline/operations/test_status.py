@@ -17,7 +17,7 @@ from pipeline.engine.status import StageStatus
 from pipeline.errors import ConfigError, StageFailed
 from pipeline.operations import run as runner
 from pipeline.operations.run import _log_fit, _write_latest
-from pipeline.operations.status import _step, print_plan, print_status, run_status
+from pipeline.operations.status import _step, plan_of, print_plan, print_status, run_status
 from pipeline.sources.index import build_index, open_index
 from pipeline.stages.run import resolve_run
 from pipeline.stages.table import resolve_stages
@@ -179,3 +179,12 @@ def test_a_plan_for_other_settings_uses_the_rates_of_the_last_run(config: Config
     instances = run_status(config).stages[0]
     assert (instances.done, instances.rows) == (0, {})
     assert instances.images_per_worker_second == pytest.approx(0.5)
+
+
+def test_a_plan_says_what_is_bound_to_fail(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    many = Config.model_validate(config.model_dump() | {"clusters": {"k": 31}})
+    (fault,) = plan_of(run_status(many))["faults"]
+    assert fault.startswith("clusters.k 31 is above the 30 masks that 10 photos can have with maskcut.max_masks 3")
+    print_plan(run_status(many))
+    assert f"bound to fail: {fault}" in capsys.readouterr().out
+    assert plan_of(run_status(Config.model_validate(config.model_dump() | {"clusters": {"k": 30}})))["faults"] == []
