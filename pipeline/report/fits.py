@@ -46,6 +46,17 @@ class StegoFit:
 
 
 @dataclass(frozen=True, slots=True)
+class PatchFit:
+    """Classes of patches: how many patches, in so many conditioned components and clusters before the merge."""
+
+    patches: int
+    clusters: int
+    components: int
+    iterations: int
+    charts: list[charts.Chart]
+
+
+@dataclass(frozen=True, slots=True)
 class DatusFit:
     """The k-means of DatUS2's segments: how many there were, iterations, and classes without a segment."""
 
@@ -103,6 +114,26 @@ def read_datus(stage: Stage) -> DatusFit | None:
         ),
     ]
     return DatusFit(sum(sizes), int(record["iterations"]), sizes.count(0), drawn)
+
+
+def read_patches(stage: Stage) -> PatchFit | None:
+    """A fit of classes to patches; None when it is not complete."""
+    record = read_record(stage, "sizes", "iterations", "clusters", "components", "inertia")
+    if record is None:
+        return None
+    sizes, inertia = [int(size) for size in record["sizes"]], record["inertia"]
+    drawn = [
+        *lines("Inertia of k-means", range(1, len(inertia) + 1), {"": inertia}, "iteration", "inertia"),
+        charts.bar_chart(
+            "Patches of each class",
+            sizes,
+            list(range(1, len(sizes) + 2)),
+            x_label="stuff class",
+            y_label="patches",
+            centred=True,
+        ),
+    ]
+    return PatchFit(sum(sizes), int(record["clusters"]), int(record["components"]), int(record["iterations"]), drawn)
 
 
 def read_refine(stage: Stage) -> RefineFit | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline import __version__
-from pipeline.engine.receipts import read_receipts
+from pipeline.engine.receipts import add_histograms, read_receipts
 from pipeline.engine.stage import is_fitted
 from pipeline.engine.status import StageStatus, stage_status
 from pipeline.report import charts, rows
@@ -84,7 +84,7 @@ def describe(run: Run, *, max_photos: int, max_clusters: int) -> Page:
         counts=counts,
         statuses=_status_slices(counts),
         phases={stage.stage: _phase_slices(stage) for stage in statuses if stage.seconds},
-        charts=_row_charts(counts),
+        charts=[*_row_charts(counts), *_similarity_chart(run)],
         photos=photos,
         categories=names,
         stuff=describe_stuff(run, statuses, names, max_photos),
@@ -115,6 +115,25 @@ def _row_charts(counts: rows.RowCounts) -> list[charts.Chart]:
             x_label="share of the image's area",
             y_label="instances",
         ),
+    ]
+
+
+def _similarity_chart(run: Run) -> list[charts.Chart]:
+    """How alike the patches are that MaskCut cut, and where tau lies among them."""
+    stage = run.stages["instances"]
+    cosines = add_histograms(read_receipts(run.uri, stage.name, stage.fingerprint), "cosines")
+    if not sum(cosines):
+        return []
+    tau = float(run.config.maskcut.tau)
+    return [
+        charts.share_chart(
+            "Similarity of two patches",
+            cosines,
+            np.linspace(-1, 1, len(cosines) + 1).tolist(),
+            x_label=f"cosine of {run.config.maskcut.features}",
+            y_label="% of the pairs",
+            rules={f"tau {tau:g}": tau},
+        )
     ]
 
 

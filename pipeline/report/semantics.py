@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pipeline.engine.status import StageStatus
 from pipeline.errors import ConfigError
 from pipeline.report.charts import Slice
-from pipeline.report.fits import DatusFit, RefineFit, StegoFit, read_datus, read_refine, read_stego
+from pipeline.report.fits import (
+    DatusFit,
+    PatchFit,
+    RefineFit,
+    StegoFit,
+    read_datus,
+    read_patches,
+    read_refine,
+    read_stego,
+)
 from pipeline.report.maps import MapCounts, MapPicture, SegmentCounts, count_classes, count_segments, draw_maps
 from pipeline.stages.base import Run
 from pipeline.store import storage
@@ -42,6 +51,7 @@ class Stuff:
     segments: SegmentCounts | None
     stego: StegoFit | None
     datus: DatusFit | None
+    patches: PatchFit | None
     refine: RefineFit | None
 
     @property
@@ -84,6 +94,7 @@ def describe_stuff(
         segments=_segments(run),
         stego=read_stego(fit) if semantics.method == "stego" else None,
         datus=read_datus(fit) if semantics.method == "datus" else None,
+        patches=read_patches(fit) if semantics.method == "kmeans" else None,
         refine=read_refine(run.stages["refine_fit"]) if refined else None,
     )
 

@@ -13,7 +13,7 @@ import pytest
 from pipeline.engine.stage import Stage
 from pipeline.errors import ConfigError
 from pipeline.report.charts import BOTTOM, LEFT, RIGHT, TOP
-from pipeline.report.fits import read_datus, read_refine, read_stego
+from pipeline.report.fits import read_datus, read_patches, read_refine, read_stego
 
 FLAT = [1] * 50
 PEAK = [0] * 25 + [30, 10] + [0] * 22 + [10]  # 60 % just above 0, 20 % beside it, 20 % at the very end
@@ -114,6 +114,16 @@ def test_segments_of_each_class_and_the_inertia(tmp_path: Path) -> None:
     assert [tick.label for tick in sizes.x_ticks] == ["1", "2", "3"]
 
 
+def test_patches_of_each_class_the_merge_and_the_inertia(tmp_path: Path) -> None:
+    record = {"sizes": [300, 100], "iterations": 1, "inertia": [0.5, 0.25], "clusters": 8, "components": 64}
+    fit = read_patches(fit_at(tmp_path, record))
+    assert fit is not None
+    assert (fit.patches, fit.clusters, fit.components, fit.iterations) == (400, 8, 64, 1)
+    inertia, sizes = fit.charts
+    assert [mark.title for mark in inertia.lines[0].marks][-1] == "inertia, iteration 2: 0.25"
+    assert [mark.title for mark in sizes.bars] == ["1: 300", "2: 100"]
+
+
 def test_the_loss_of_the_refining_network(tmp_path: Path) -> None:
     fit = read_refine(fit_at(tmp_path, {"settings": {"steps": 400}, "photos": 36, "loss": [2.0, 1.5]}))
     assert fit is not None
@@ -121,13 +131,13 @@ def test_the_loss_of_the_refining_network(tmp_path: Path) -> None:
     assert [mark.title for mark in fit.charts[0].lines[0].marks] == ["loss, checkpoint 1: 2", "loss, checkpoint 2: 1.5"]
 
 
-@pytest.mark.parametrize("read", [read_stego, read_datus, read_refine])
+@pytest.mark.parametrize("read", [read_stego, read_datus, read_patches, read_refine])
 def test_a_fit_that_is_not_complete_is_none(tmp_path: Path, read: Any) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
     assert read(fit_at(tmp_path, None)) is None
 
 
-@pytest.mark.parametrize("read", [read_stego, read_datus, read_refine])
+@pytest.mark.parametrize("read", [read_stego, read_datus, read_patches, read_refine])
 def test_an_artifact_of_something_else_is_refused(tmp_path: Path, read: Any) -> None:
     with pytest.raises(ConfigError, match=r"artifact\.json has no .*; delete its folder and run again"):
         read(fit_at(tmp_path, {"k": 3}))

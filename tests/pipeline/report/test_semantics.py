@@ -117,7 +117,8 @@ def run_with_stuff(photos: Path, folder: Path, done: tuple[str, ...], **semantic
 def fit_record(method: str) -> dict[str, Any]:
     if method == "stego":
         return stego_record()
-    return {"sizes": [2, 0, 1, 1], "iterations": 2, "inertia": [9.0, 5.0, 4.0]}
+    record: dict[str, Any] = {"sizes": [2, 0, 1, 1], "iterations": 2, "inertia": [9.0, 5.0, 4.0]}
+    return record | ({"clusters": 8, "components": 16} if method == "kmeans" else {})
 
 
 @pytest.fixture
@@ -206,6 +207,14 @@ def test_the_fit_of_datus_has_segments_noise_and_inertia(photos: Path, tmp_path:
     assert "STEGO" not in text and "smooths the maps" not in text
 
 
+def test_the_fit_of_patches_has_clusters_and_inertia(photos: Path, tmp_path: Path) -> None:
+    text = stuff_text(report_of(run_with_stuff(photos, tmp_path, ("semantics_fit", "semantics"), method="kmeans")))
+    assert "Spherical k-means of 4 patches in 16 conditioned components" in text
+    assert "8 clusters after 2 iterations, merged to 4 classes by average linkage" in text
+    assert "inertia, iteration 3: 4" in text and "Patches of each class" in text
+    assert "DatUS" not in text and "STEGO" not in text
+
+
 def test_refinement_has_its_loss(photos: Path, tmp_path: Path) -> None:
     done = ("segments", "semantics_fit", "refine_fit", "semantics")
     run = run_with_stuff(photos, tmp_path, done, method="datus", refine="deeplabv3")
@@ -215,7 +224,7 @@ def test_refinement_has_its_loss(photos: Path, tmp_path: Path) -> None:
     assert "refined by DeepLabV3" in page.text
 
 
-@pytest.mark.parametrize("method", ["stego", "datus"])
+@pytest.mark.parametrize("method", ["stego", "datus", "kmeans"])
 def test_what_is_not_done_yet_is_said(photos: Path, tmp_path: Path, method: str) -> None:
     refine = {"refine": "deeplabv3"} if method == "datus" else {}
     run = run_with_stuff(photos, tmp_path, (), method=method, **refine)

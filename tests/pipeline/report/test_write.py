@@ -73,6 +73,12 @@ def test_the_page_says_what_was_counted(run: Path) -> None:
     assert "undecodable broken<b>.jpg" in text
 
 
+def test_the_similarities_of_patches_stand_beside_tau(run: Path) -> None:
+    page = report_of(run)
+    assert "Similarity of two patches" in page.text and "cosine of keys" in page.text
+    assert "tau 0.15" in page.text
+
+
 def test_categories_have_the_names_of_the_parts(run: Path) -> None:
     text = squeezed(report_of(run).text)
     assert "thing one & only cluster 0 5 instances" in text
