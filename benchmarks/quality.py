@@ -5,62 +5,81 @@
 
 DATA holds `camvid`, `msrc-200`, `coco-panoptic-100` and `coco-instances-150`; WEIGHTS are those of a DINOv2 ViT-S/14.
 Masks: class-agnostic AP and AR, and the purity of 80 clusters. Stuff: strict mIoU, one to one, the mapping learnt on
-the same photos and on the other half. Panoptic: PQ over all classes by K = 80 and 27 stuff classes, likewise. Runs are
-kept in their folder, so that a benchmark that was stopped goes on; the table goes to stderr.
+the same photos and on the other half. Panoptic: PQ over all classes by K = 80 and 27 stuff classes, likewise. A run
+keeps its folder, so that a benchmark that was stopped goes on; the table, means over the seeds with the
+least and the largest, goes to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from machine import describe_machine, publish
+
 from pipeline.config import Config, parse_config
+from pipeline.errors import ConfigError, StageFailed
 from pipeline.evaluate.mask_scores import evaluate_masks
 from pipeline.evaluate.score import evaluate_run
 from pipeline.evaluate.semantic import evaluate_semantic
 from pipeline.operations.run import run
+from pipeline.stages.table import define_stages
 
-TREES: dict[str, Any] = {}  # what the card of DINOv2 says
+DINOV2 = "dinov2_vits14"
+DCT = "patch-dct"
 MASKCUT = {"instances": {"method": "maskcut"}}
-PUBLISHED = {"semantics": {"conditioned": False, "shifts": {"intra": 0.08, "inter": 0.02, "negative": 0.66}}}
-MASKS = {
-    "maskcut, patch-dct": ("patch-dct", {}),
-    "maskcut, tokens": ("dinov2_vits14", MASKCUT),
-    "merge trees": ("dinov2_vits14", TREES),
+PUBLISHED = {"conditioned": False, "shifts": {"intra": 0.08, "inter": 0.02, "negative": 0.66}}
+MASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "patch-dct, MaskCut": (DCT, {}),
+    "DINOv2, MaskCut of tokens": (DINOV2, MASKCUT),
+    "DINOv2, merge trees": (DINOV2, {}),
 }
-STUFF = {
-    "k-means of patch-dct": ("patch-dct", {"method": "kmeans", "overclustering": 1}),
-    "clusters of patches, patch-dct": ("patch-dct", {"method": "kmeans"}),
-    "k-means of conditioned patches": ("dinov2_vits14", {"method": "kmeans", "overclustering": 1}),
-    "clusters of patches": ("dinov2_vits14", {"method": "kmeans"}),
-    "STEGO, published shifts": ("dinov2_vits14", {"method": "stego", "steps": 1000, **PUBLISHED["semantics"]}),
-    "STEGO, auto": ("dinov2_vits14", {"method": "stego", "steps": 300}),
-    "DatUS2": ("dinov2_vits14", {"method": "datus"}),
+STUFF: dict[str, tuple[str, dict[str, Any]]] = {
+    "patch-dct, clusters of patches": (DCT, {"method": "kmeans"}),
+    "DINOv2, k-means of conditioned patches": (DINOV2, {"method": "kmeans", "overclustering": 1}),
+    "DINOv2, clusters of patches": (DINOV2, {"method": "kmeans"}),
+    "DINOv2, STEGO with published shifts": (DINOV2, {"method": "stego", "steps": 1000, **PUBLISHED}),
+    "DINOv2, STEGO": (DINOV2, {"method": "stego", "steps": 300}),
+    "DINOv2, DatUS²": (DINOV2, {"method": "datus"}),
 }
-PANOPTIC = {
-    "maskcut, STEGO with published shifts": {
+PANOPTIC: dict[str, dict[str, Any]] = {
+    "DINOv2, MaskCut of tokens, STEGO with published shifts": {
         **MASKCUT,
-        "semantics": {"method": "stego", "steps": 1000, **PUBLISHED["semantics"]},
+        "semantics": {"method": "stego", "steps": 1000, **PUBLISHED},
     },
-    "merge trees, clusters of patches": {"semantics": {"method": "kmeans"}},
+    "DINOv2, merge trees, clusters of patches": {"semantics": {"method": "kmeans"}},
 }
 STUFF_SETS = {"camvid": (11, (11, 255)), "msrc-200": (21, (0, 5, 8, 255))}  # classes, and label values left out
 MASK_SETS = {"coco-panoptic-100": "panoptic.json", "coco-instances-150": "instances.json"}
+PANOPTIC_SET = "coco-panoptic-100"
 
 
 def config_of(args: argparse.Namespace, photos: str, backbone: str, seed: int, sections: dict[str, Any]) -> Config:
-    weights = args.weights if backbone != "patch-dct" else "random:0"
     base = {
-        "source": {"uri": str(Path(args.data) / photos / "images"), "shard_size": 25},
-        "run": {"uri": str(Path(args.runs) / photos), "max_empty": 1},
-        "backbone": {"name": backbone, "weights": weights},
+        "source": {"uri": str(args.data / photos / "images"), "shard_size": 25},
+        "run": {"uri": str(args.runs / photos), "max_empty": 1},
+        "backbone": {"name": backbone, "weights": "random:0" if backbone == DCT else str(args.weights)},
         "seed": seed,
         "clusters": {"k": 80},
         "workers": {"size": 1, "cpus": 2, "memory_gb": 4},
     }
-    return parse_config(base | sections, origin="benchmark")
+    return parse_config(base | sections, origin="benchmarks/quality.py")
+
+
+def run_up_to(config: Config, *last: str) -> set[str]:
+    """Run these stages and what they are made from; the names of all of those."""
+    defined, names = define_stages(config), set[str]()
+    queue = [name for name in last if name in defined]
+    while queue:
+        names.add(name := queue.pop())
+        queue += defined[name].inputs(config)
+    run(config, stages=names)
+    return names
 
 
 def score_masks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -68,37 +87,20 @@ def score_masks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for method, (backbone, sections) in MASKS.items():
             for seed in args.seeds:
                 config = config_of(args, photos, backbone, seed, sections)
-                done = run(
-                    config,
-                    stages=[
-                        name
-                        for name in ("instances", "embedding_fit", "things", "clusters")
-                        if name in stages_of(config)
-                    ],
-                )
-                folder = str(Path(args.runs) / "scores" / photos / method / str(seed))
-                labels = str(Path(args.data) / photos / truth)
-                nested = done.run.things.name != "instances"
+                chosen = "things" if "things" in run_up_to(config, "clusters") else "instances"
+                labels, folder = str(args.data / photos / truth), str(args.runs / "scores" / photos)
                 masks = evaluate_masks(config.run.uri, labels, output=folder)
-                things = evaluate_masks(config.run.uri, labels, stage="things", output=folder) if nested else masks
-                yield {"set": photos, "method": method, "seed": seed, **mask_figures(masks, things)}
-
-
-def stages_of(config: Config) -> set[str]:
-    from pipeline.stages.table import define_stages
-
-    return set(define_stages(config))
-
-
-def mask_figures(masks: dict[str, Any], things: dict[str, Any]) -> dict[str, Any]:
-    everything = masks["objects"]["all"]
-    figures = {name: everything[name] for name in ("AP", "AP50", "AR1", "AR10", "AR100")}
-    quality = things["clusters"] or {}
-    return figures | {
-        "without a mask": masks["images"]["without_masks"],
-        "purity": quality.get("purity"),
-        "nmi": quality.get("nmi"),
-    }
+                clusters = evaluate_masks(config.run.uri, labels, stage=chosen, output=folder)["clusters"] or {}
+                yield {
+                    "set": photos,
+                    "method": method,
+                    "seed": seed,
+                    **{name: masks["scores"]["all"][name] for name in ("AP", "AP50", "AR1", "AR10", "AR100")},
+                    "with a mask": 1 - masks["share_without_mask"],
+                    "purity": clusters.get("purity"),
+                    "purity by chance": clusters.get("purity_by_chance"),
+                    "NMI": clusters.get("nmi"),
+                }
 
 
 def score_stuff(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -106,21 +108,14 @@ def score_stuff(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for method, (backbone, settings) in STUFF.items():
             for seed in args.seeds:
                 config = config_of(args, photos, backbone, seed, {"semantics": {**settings, "classes": classes}})
-                names = [
-                    name
-                    for name in stages_of(config)
-                    if name in {"patches", "conditioning", "features", "segments", "semantics_fit", "semantics"}
-                ]
                 entry = {"set": photos, "method": method, "seed": seed}
                 try:
-                    run(config, stages=names)
-                except Exception as error:  # a fit that lost its classes is a result too
-                    yield entry | {"error": str(error).splitlines()[0]}
+                    run_up_to(config, "semantics")
+                except (ConfigError, StageFailed) as error:  # a fit that lost its classes is a result too
+                    yield entry | {"failed": str(error).splitlines()[0]}
                     continue
-                folder = str(Path(args.runs) / "scores" / photos / method / str(seed))
-                found = evaluate_semantic(
-                    config.run.uri, str(Path(args.data) / photos / "labels"), ignore=ignore, output=folder
-                )
+                labels, folder = str(args.data / photos / "labels"), str(args.runs / "scores" / photos)
+                found = evaluate_semantic(config.run.uri, labels, ignore=ignore, output=folder)
                 yield entry | {
                     "mIoU": found["one_to_one"]["strict"]["miou"],
                     "mIoU, other half": found["other_half"]["strict"]["miou"],
@@ -129,15 +124,58 @@ def score_stuff(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def score_panoptic(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    photos = "coco-panoptic-100"
     for method, sections in PANOPTIC.items():
         for seed in args.seeds:
-            config = config_of(args, photos, "dinov2_vits14", seed, sections)
-            run(config)
-            folder = str(Path(args.runs) / "scores" / photos / method / str(seed))
-            found = evaluate_run(config.run.uri, str(Path(args.data) / photos / "panoptic.json"), output=folder)
-            yield {"set": photos, "method": method, "seed": seed, **panoptic_figures(found)}
+            config = config_of(args, PANOPTIC_SET, DINOV2, seed, sections)
+            run_up_to(config, "panoptic")
+            labels, folder = str(args.data / PANOPTIC_SET / "panoptic.json"), str(args.runs / "scores" / PANOPTIC_SET)
+            found = evaluate_run(config.run.uri, labels, output=folder, leftover="argmax")
+            same, other = found["all_images"], found["other_half"]
+            yield {
+                "set": PANOPTIC_SET,
+                "method": method,
+                "seed": seed,
+                **{name: same[name] for name in ("PQ", "SQ", "RQ", "PQ_things", "PQ_stuff", "mIoU")},
+                "PQ, other half": other["PQ"],
+            }
 
 
-def panoptic_figures(found: dict[str, Any]) -> dict[str, Any]:
-    raise SystemExit(str(found)[:2000])
+PARTS = {"masks": score_masks, "stuff": score_stuff, "panoptic": score_panoptic}
+
+
+def print_table(entries: list[dict[str, Any]]) -> None:
+    """Each method once a set: means over the seeds in percent, with the least and the largest where they differ."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for entry in entries:
+        groups.setdefault((entry["part"], entry["set"], entry["method"]), []).append(entry)
+    for (_, photos, method), seeds in groups.items():
+        names = [name for name, value in seeds[0].items() if isinstance(value, float)]
+        figures = (f"{name} {_spread([s[name] for s in seeds if s.get(name) is not None])}" for name in names)
+        print(f"{photos} | {method} | {', '.join(figures) or seeds[0].get('failed')}", file=sys.stderr)
+
+
+def _spread(values: list[float]) -> str:
+    mean, least, most = (f"{100 * value:.1f}" for value in (statistics.mean(values), min(values), max(values)))
+    return mean if least == most else f"{mean} ({least} to {most})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    entries: list[dict[str, Any]] = []
+    for part in args.only:
+        for entry in PARTS[part](args):
+            entries.append({"part": part} | entry)
+            print(json.dumps(entries[-1]), file=sys.stderr, flush=True)
+    publish({"benchmark": "quality", "machine": describe_machine(), "scores": entries}, args.output)
+    print_table(entries)
+
+
+if __name__ == "__main__":
+    main()
