@@ -61,6 +61,17 @@ class StegoHead(nn.Module):
         self.linear = PatchLinear(dim_in, dim_out)
         self.nonlinear = nn.Sequential(PatchLinear(dim_in, dim_in), nn.ReLU(), PatchLinear(dim_in, dim_out))
 
+    @torch.no_grad()
+    def start_near(self, axes_CA: Tensor) -> None:
+        """Begin close to a projection of the features onto A <= D axes: the nonlinear branch starts at a tenth."""
+        self.linear.weight.zero_()
+        self.linear.weight[: axes_CA.shape[1]] = axes_CA.T
+        last = self.nonlinear[-1]
+        assert isinstance(last, PatchLinear)
+        last.weight.mul_(0.1)
+        for layer in (self.linear, last):
+            layer.bias.zero_()
+
     def forward(self, feats: Tensor, masks_3BC: Tensor | None = None) -> Tensor:
         """`masks_3BC` as `draw_masks` gives them, of which two are used; drawn here when training without any."""
         if masks_3BC is None and self.training:
@@ -144,10 +155,7 @@ def correspondence_loss(
     low, high = 0.0 if zero_clamp else -9999.0, 0.8 if stabilise else None
 
     def term(f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor, shift: float) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            similarity = _pairs(f1, f2)
-            if pointwise:
-                similarity += batch_mean(similarity) - similarity.mean(2, keepdim=True)
+        similarity = _similarity(f1, f2, pointwise, batch_mean)
         cosines = _pairs(c1, c2)
         return -(cosines.clamp(low, high) * (similarity - shift)).mean(), cosines.detach()
 
@@ -163,6 +171,19 @@ def correspondence_loss(
     return Correspondence(intra, inter, losses.mean(), intra_cosines, inter_cosines, cosines)
 
 
+def teacher_similarities(
+    feats: Tensor, feats_pos: Tensor, *, coords1: Tensor, coords2: Tensor, negatives: Tensor, pointwise: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the three terms of `correspondence_loss` compare with their shifts: (B, P, P) each of a whole batch.
+
+    Arguments as there; `negatives` (B,) are the rows of one permutation.
+    """
+    first, second = _points(feats, coords1), _points(feats_pos, coords2)
+    others = _points(feats[negatives], coords2)
+    intra, inter, negative = (_similarity(first, each, pointwise, torch.mean) for each in (first, second, others))
+    return intra, inter, negative
+
+
 def sample_points(maps: Tensor, coords: Tensor) -> Tensor:
     """(B, C, h, w) maps at (B, m, n, 2) coordinates -> (B, C, m, n), bilinear, the border continued outwards.
 
@@ -175,6 +196,17 @@ def sample_points(maps: Tensor, coords: Tensor) -> Tensor:
 def _points(maps: Tensor, coords: Tensor) -> Tensor:
     """As `sample_points`, with unit norm over channels and the points in one row: (B, C, P)."""
     return F.normalize(sample_points(maps, coords).flatten(2), dim=1, eps=EPS)
+
+
+@torch.no_grad()
+def _similarity(
+    first_BCP: Tensor, second_BCP: Tensor, pointwise: bool, batch_mean: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Cosines (B, P, P) of features, centred if `pointwise`: less each point's mean, plus that of the batch."""
+    similarity = _pairs(first_BCP, second_BCP)
+    if pointwise:
+        similarity += batch_mean(similarity) - similarity.mean(2, keepdim=True)
+    return similarity
 
 
 def _pairs(first_BCP: Tensor, second_BCP: Tensor) -> Tensor:

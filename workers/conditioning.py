@@ -103,6 +103,12 @@ def signal_over_nuisance(moments: Moments, nuisances: Sequence[Moments], compone
     return Conditioning(moments.mean.astype(np.float32), _canonical(vectors[:, ::-1]).astype(np.float32))
 
 
+def principal_axes(moments: Moments, count: int) -> NDArray[np.float32]:
+    """(D, min(count, D)) float32 orthonormal columns, along which rows are largest on average; the mean is left in."""
+    vectors = np.linalg.eigh(moments.power)[1]
+    return _canonical(vectors[:, ::-1][:, :count]).astype(np.float32)
+
+
 def unit_rows(rows_ND: NDArray[np.floating]) -> NDArray[np.float32]:
     """(N, D) -> (N, D) float32 of unit norm; a row of zeros stays zero."""
     norms = np.sqrt(np.einsum("nd,nd->n", rows_ND, rows_ND, dtype=np.float64))

@@ -200,6 +200,31 @@ def inertia(
     return max(0.0, squared_norm - 2 * cross + own)
 
 
+def spherical_kmeans(x_ND: np.ndarray, k: int, seed: int, *, restarts: int = 4, iterations: int = 50) -> np.ndarray:
+    """(N, D) rows, N >= K -> (K, D) float32 unit centroids: in this process, on one thread, the best of `restarts`.
+
+    Each starts from k-means++ on at most 256 K rows. A cluster that becomes empty stays where it was.
+    """
+    x_ND = on_grid(unit_rows(x_ND), SPHERICAL_STEP)
+    found = [_spherical_once(x_ND, k, np.random.default_rng([seed, run]), iterations) for run in range(restarts)]
+    return min(found, key=lambda each: each[0])[1]
+
+
+def _spherical_once(x_ND: np.ndarray, k: int, rng: np.random.Generator, iterations: int) -> tuple[float, np.ndarray]:
+    """The inertia at the last assignment, and the centroids after it."""
+    start = np.sort(rng.permutation(len(x_ND))[: 256 * k])
+    centroids = x_ND[start][plus_plus(x_ND[start], k, rng)]
+    norm = float(np.einsum("nd,nd->", x_ND, x_ND, dtype=np.float64))
+    search, history = faiss_search("cpu", 1), list[float]()
+    for _ in range(iterations):
+        sums, counts = cluster_sums(x_ND, NearestCentroid(centroids, search)(x_ND), k, SPHERICAL_STEP)
+        history.append(inertia(norm, sums, counts, SPHERICAL_STEP, centroids))
+        centroids = updated_centroids(sums, counts, SPHERICAL_STEP, centroids, spherical=True)
+        if has_converged(history, changed=1, repaired=0, tolerance=1e-5):
+            break
+    return history[-1], centroids
+
+
 def farthest(distances_N: np.ndarray, n: int, floor: float) -> np.ndarray:
     """Indices of the at most `n` rows with the largest distance above `floor`, farthest first, ties by lower index."""
     far = np.flatnonzero(distances_N > floor)

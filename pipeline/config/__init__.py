@@ -60,6 +60,9 @@ class Config(Section):
     def _decide(self) -> Config:
         """What is left to the backbone's card is decided once, here; what the card leaves open a fit decides."""
         card = card_of(self.backbone.name)
+        conditioned = self.semantics.method == "kmeans" or not card.published
+        if self.semantics.conditioned != "auto":
+            conditioned = self.semantics.conditioned
         decided: dict[str, dict[str, Any]] = {
             "instances": {"method": card.masks},
             "maskcut": {"features": card.cut, "tau": card.tau},
@@ -67,7 +70,8 @@ class Config(Section):
             "things": {"min_score": card.min_score},
             "semantics": {
                 "features": card.stuff,
-                "conditioned": self.semantics.method == "kmeans" or not card.published,
+                "conditioned": conditioned,
+                "fill_holes": "nearest" if conditioned else "none",
                 **dict.fromkeys(("flip", "crf"), self.semantics.method != "kmeans"),
             },
         }
@@ -77,7 +81,16 @@ class Config(Section):
                 key: value for key, value in values.items() if getattr(section, key) == "auto" and value is not None
             }
             self.__dict__[name] = section.model_copy(update=open_ones)
+        self._decide_shifts(published=card.published and not conditioned)
         return self
+
+    def _decide_shifts(self, *, published: bool) -> None:
+        """A preset's shifts are for the features that it was published for."""
+        semantics = self.semantics
+        if semantics.method == "stego" and not published:
+            open_ones = {term: "auto" for term, value in semantics.shifts if value is None}
+            shifts = semantics.shifts.model_copy(update=open_ones)
+            self.__dict__["semantics"] = semantics.model_copy(update={"shifts": shifts})
 
     @model_validator(mode="after")
     def _self_training_has_a_model(self) -> Config:

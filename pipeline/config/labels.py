@@ -141,11 +141,15 @@ class LossWeights(Section):
 
 
 class LossShifts(Section):
-    """Similarity of the teacher's features above which STEGO pulls a pair together; None is the preset's."""
+    """Similarity of the teacher's features above which STEGO pulls a pair together.
 
-    intra: Shift | None = None
-    inter: Shift | None = None
-    negative: Shift | None = None
+    auto: from how similar the features of unrelated photos are. None: the preset's for the features that it was
+    published for, and auto for all others.
+    """
+
+    intra: Auto | Shift | None = None
+    inter: Auto | Shift | None = None
+    negative: Auto | Shift | None = None
 
 
 class SemanticsConfig(Section):
@@ -154,7 +158,7 @@ class SemanticsConfig(Section):
     # stego: the fit
     preset: Literal["cocostuff27_vits", "cocostuff27_vitb", "cityscapes", "potsdam"] = "cocostuff27_vits"
     weights: LossWeights = LossWeights()  # in place of the preset's, to fit another backbone
-    shifts: LossShifts = LossShifts()  # likewise; the histograms of a fit tell which way
+    shifts: LossShifts = LossShifts()  # likewise, or auto; the histograms of a fit tell which way
     crops: Literal["centre", "five"] = "centre"  # of a photo whose teacher features are learnt from
     neighbours: int = Field(7, ge=1)  # a positive is one of so many most similar photos
     batch_size: int = Field(16, ge=2)
@@ -171,10 +175,11 @@ class SemanticsConfig(Section):
     features: Auto | Output = "auto"  # of the patches
     sample_images: int = Field(2000, ge=2)  # photos whose patches are clustered, spread over the source
     components: int = Field(64, ge=1)  # of the conditioned features
-    # kmeans
+    # kmeans, and datus where it is conditioned
     overclustering: int = Field(4, ge=1, le=64)  # clusters for each class, before they are merged
     # datus
-    fill_holes: Literal["none", "nearest"] = "none"  # patches of segments too small to have a class
+    # Patches of segments too small to have a class; auto: nearest where features are conditioned, else none.
+    fill_holes: Auto | Literal["none", "nearest"] = "auto"
     refine: Literal["none", "deeplabv3"] = "none"  # a network trained on the maps, whose maps replace them
     refine_steps: int = Field(4000, ge=1)
     refine_batch_size: int = Field(16, ge=2)  # a multiple of 4
@@ -202,15 +207,21 @@ class SemanticsConfig(Section):
                 )
         return self
 
+    @property
+    def auto_shifts(self) -> tuple[str, ...]:
+        """The terms of STEGO's loss whose shifts come from the features."""
+        return tuple(term for term, value in self.shifts if value == "auto")
+
     def loss_terms(self) -> LossTerms:
-        """The preset with those weights and shifts in their place that are given."""
+        """The preset with those weights and shifts in their place that are given; where a shift is auto, the preset's
+        until there are features."""
         from model.stego_terms import PRESETS
 
         given = {
             f"{term}_{kind}": value
             for kind, values in (("weight", self.weights), ("shift", self.shifts))
             for term, value in values
-            if value is not None
+            if value not in (None, "auto")
         }
         return replace(PRESETS[self.preset], **given)
 

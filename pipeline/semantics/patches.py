@@ -2,8 +2,7 @@
 clusters.
 
 Each writes one artifact folder, `artifact.json` last as the mark that it is complete: `conditioning.npz`, or
-`codebook.npz` (conditioning, centroids, the class of each). While classes are fitted, conditioned rows lie in `rows/`
-and the k-means in `kmeans/`; a fit that is started again goes on from what is there.
+`codebook.npz` (conditioning, centroids, the class of each).
 """
 
 from __future__ import annotations
@@ -11,35 +10,24 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.clusters.artifact import KMeansResult, KMeansSettings
-from pipeline.clusters.kmeans import IterationReport, fit_kmeans
+from pipeline.clusters.artifact import KMeansResult
+from pipeline.clusters.kmeans import IterationReport
 from pipeline.engine.shards import read_columns
 from pipeline.engine.stage import ARTIFACT, part_name
+from pipeline.semantics.merged import ROWS, MergeSettings, fit_merged, remove_rows, too_few, write_rows
 from pipeline.store import storage
 from workers.conditioning import Conditioning, Moments, signal_over_nuisance
 from workers.kmeans import embedding_rows
-from workers.semantics.patches import Codebook, merge_clusters
+from workers.semantics.patches import Codebook
 
 CODEBOOK = "codebook.npz"
 CONDITIONING = "conditioning.npz"
 ROWS_A_CLUSTER = 8  # patches; with fewer, clusters are single patches
-
-
-@dataclass(frozen=True, slots=True)
-class PatchSettings:
-    """What defines the classes, apart from the patches. `overclustering`: clusters for each class, before the merge."""
-
-    classes: int
-    overclustering: int
-    seed: int
 
 
 def fit_conditioning(parts: Sequence[str], out: str, components: int) -> Conditioning:
@@ -61,7 +49,7 @@ def fit_patches(
     parts: Sequence[str],
     conditioning: Conditioning,
     out: str,
-    settings: PatchSettings,
+    settings: MergeSettings,
     *,
     actors: dict[str, Any],
     on_iteration: Callable[[IterationReport], None] | None = None,
@@ -73,20 +61,12 @@ def fit_patches(
     """
     patches = _count(parts)
     _require_different(parts, patches, settings.classes)
-    clusters = max(settings.classes, min(settings.classes * settings.overclustering, patches // ROWS_A_CLUSTER))
-    folder = storage.join(out, "rows")
+    folder = storage.join(out, ROWS)
     rows = [_condition(part, storage.join(folder, part_name(i)), conditioning) for i, part in enumerate(parts)]
-    found = fit_kmeans(
-        rows,
-        storage.join(out, "kmeans"),
-        KMeansSettings(k=clusters, seed=settings.seed),
-        **actors,
-        on_iteration=on_iteration,
-    )
-    classes = merge_clusters(found.centroids, found.sizes, settings.classes)
+    most = patches // ROWS_A_CLUSTER
+    found, classes = fit_merged(rows, out, settings, most, actors=actors, on_iteration=on_iteration)
     record = _write(out, settings, Codebook(conditioning, found.centroids, classes), found)
-    for folder in ("rows", "kmeans"):
-        storage.remove_folder(storage.join(out, folder))
+    remove_rows(out)
     return record
 
 
@@ -121,26 +101,17 @@ def _require_different(parts: Sequence[str], patches: int, classes: int) -> None
         different.update(row.tobytes() for row in np.unique(rows[:4096], axis=0))
         if len(different) >= classes:
             return
-    raise ValueError(
-        f"semantics.classes is {classes}, but the {len(parts)} patches parts hold {len(different)} different patches "
-        f"({patches} in all): lower semantics.classes, or give the source more images"
-    )
+    raise too_few(len(parts), len(different), patches, classes, "patches")
 
 
 def _condition(part: str, target: str, conditioning: Conditioning) -> str:
     """Write the conditioned patches of a part, if they are not there yet; the URI of where they are."""
     if not storage.exists(target):
-        rows_Nd = conditioning(embedding_rows(read_columns(part, ["embedding"])["embedding"]))
-        values = pa.array(rows_Nd.astype(np.float16).reshape(-1), pa.float16())
-        vectors = pa.FixedSizeListArray.from_arrays(values, rows_Nd.shape[1])
-        column = pa.ListArray.from_arrays(pa.array([0, len(rows_Nd)], pa.int32()), vectors)
-        stream = io.BytesIO()
-        pq.write_table(pa.table({"embedding": column}), stream)
-        storage.write_bytes(target, stream.getvalue())
+        write_rows(target, conditioning(embedding_rows(read_columns(part, ["embedding"])["embedding"])))
     return target
 
 
-def _write(out: str, settings: PatchSettings, book: Codebook, found: KMeansResult) -> dict[str, Any]:
+def _write(out: str, settings: MergeSettings, book: Codebook, found: KMeansResult) -> dict[str, Any]:
     stream = io.BytesIO()
     np.savez(
         stream,

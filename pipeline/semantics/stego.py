@@ -26,6 +26,7 @@ from model.stego import ClusterProbe, StegoHead
 from pipeline.engine import ray_train
 from pipeline.engine.cluster import require_room
 from pipeline.engine.fit_progress import PROGRESS, Entry, watching
+from pipeline.semantics.stego_collapse import require_classes
 from pipeline.semantics.stego_features import (
     FeatureSet,
     descriptors,
@@ -42,6 +43,7 @@ from pipeline.semantics.stego_job import (
     read_neighbours,
     write_neighbours,
 )
+from pipeline.semantics.stego_start import begin
 from pipeline.semantics.stego_train import BINS, Trainer, resume, train
 from pipeline.store import storage
 from workers.semantics.stego import nearest_neighbours
@@ -102,7 +104,8 @@ def fit_stego(
 
     ValueError: too few images for semantics.neighbours or semantics.batch_size, a batch that the workers cannot share
     equally, fewer different patch features than semantics.classes, parts that are not readable, a checkpoint of another
-    fit. RuntimeError: Ray is not initialised or too small, or workers that die again and again.
+    fit, a fit that has lost its classes. RuntimeError: Ray is not initialised or too small, or workers that die again
+    and again.
     """
     if storage.exists(storage.join(out, ARTIFACT)):
         return load_stego(out, teacher=teacher, classes=settings.classes)
@@ -114,6 +117,7 @@ def fit_stego(
     job = TrainJob(features, settings, out, scratch or tempfile.gettempdir(), identity, checkpoint_every)
     read_checkpoint(job)  # refused here if it is of another fit, before any work
     _find_neighbours(job, resources.threads)
+    job = begin(job)
     storage.remove(storage.join(out, PROGRESS))  # of a fit that was stopped after its last checkpoint
     if num_workers:
         with watching(out, on_log):
@@ -172,7 +176,11 @@ def _check_size(features: FeatureSet, settings: StegoSettings) -> None:
 
 
 def _identity(features: FeatureSet, settings: StegoSettings, teacher: str) -> str:
-    content = json.dumps([features.digest, asdict(settings), teacher], sort_keys=True)
+    known = asdict(settings)
+    for later, default in (("auto_shifts", ()), ("conditioned", False)):  # a fit begun before there were these goes on
+        if known[later] == default:
+            del known[later]
+    content = json.dumps([features.digest, known, teacher], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
@@ -216,6 +224,7 @@ def _write_artifact(job: TrainJob, teacher: str) -> None:
     channels, settings = job.features.shape[1], job.settings
     trainer = Trainer(settings, channels, torch.device("cpu"))
     progress = resume(job, trainer)
+    require_classes(job, progress)
     record = {
         "teacher": teacher,
         "channels": channels,

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 READ_AHEAD = 8 << 20  # bytes of a remote part in one request
 READERS = 8  # parts surveyed at a time
 ROWS = 16  # photos decoded at a time
+SAMPLED, SAMPLED_ITEMS = 1 << 16, 1 << 10  # patches that stand for all, and the items that they are of
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,17 @@ def descriptors(mapped_NChw: NDArray[np.float16]) -> NDArray[np.float32]:
     """(N, C) float32 unit mean features of all items (appendix A.3), a few at a time."""
     blocks = range(0, len(mapped_NChw), 256)
     return np.concatenate([descriptor(mapped_NChw[start : start + 256]) for start in blocks])
+
+
+def some_patches(mapped_NChw: NDArray[np.float16], seed: int) -> NDArray[np.float32]:
+    """(n, C) float32 features of about SAMPLED patches, drawn from at most SAMPLED_ITEMS items; of few, all."""
+    rng = np.random.default_rng([seed, 2])
+    chosen = np.sort(rng.permutation(len(mapped_NChw))[:SAMPLED_ITEMS])
+    each, rows = -(-SAMPLED // len(chosen)), []
+    for item in chosen:
+        feats_NC = mapped_NChw[item].reshape(mapped_NChw.shape[1], -1).T
+        rows.append(feats_NC[np.sort(rng.permutation(len(feats_NC))[:each])].astype(np.float32))
+    return np.concatenate(rows)
 
 
 def require_distinct(mapped_NChw: NDArray[np.float16], classes: int) -> None:

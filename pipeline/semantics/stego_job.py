@@ -27,6 +27,8 @@ class StegoSettings:
     dim: int = 70  # of the code
     dropout: float = 0.1  # share of channels
     terms: LossTerms = COCOSTUFF27_VITS
+    auto_shifts: tuple[str, ...] = ()  # of intra, inter, negative: found from the features, not those of `terms`
+    conditioned: bool = False  # the features are: the head starts near the identity, k-means makes the classes
     pointwise: bool = True
     zero_clamp: bool = True
     stabilise: bool = False

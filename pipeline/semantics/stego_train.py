@@ -32,13 +32,15 @@ from model.stego import (
 )
 from pipeline.engine.board import Board
 from pipeline.engine.fit_progress import Entry, write_progress
-from pipeline.semantics.stego_features import open_features
+from pipeline.semantics.stego_classes import cluster_code, lost_early, probe_sizes
+from pipeline.semantics.stego_features import open_features, some_patches
 from pipeline.semantics.stego_job import StegoSettings, TrainJob, read_checkpoint, read_neighbours, write_checkpoint
 
 log = logging.getLogger(__name__)
 
 BINS = 50  # of the histograms of cosines, over [-1, 1]
 KINDS = ("intra", "inter", "negative")
+CPU = torch.device("cpu")
 
 
 class Draws(NamedTuple):
@@ -82,6 +84,11 @@ def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, 0, epoch]).permutation(count)
 
 
+def read_items(mapped_NChw: NDArray[np.float16], items: Tensor, device: torch.device = CPU) -> Tensor:
+    """(n, C, h, w) float32 of these items."""
+    return torch.from_numpy(mapped_NChw[items.numpy()]).to(device).float()
+
+
 class Trainer:
     """Head, probe and their optimisers, after `step` steps."""
 
@@ -119,7 +126,9 @@ class Trainer:
         """Code (b, D, h, w) and losses of the own rows."""
         settings, own = self.settings, ranks.rows(self.settings.batch_size)
         masks, masks_pos = (drawn.to(self.device) for drawn in (draws.masks, draws.masks_pos[:, own]))
-        feats, feats_pos = (self._read(mapped_NChw, items) for items in (draws.items, draws.positives[own]))
+        feats, feats_pos = (
+            read_items(mapped_NChw, items, self.device) for items in (draws.items, draws.positives[own])
+        )
         code, code_pos = head(feats[own], masks[:, own]), head(feats_pos, masks_pos)
         teacher, teacher_pos = drop_channels(feats, masks[2]), drop_channels(feats_pos, masks_pos[2])
         found = correspondence_loss(
@@ -139,8 +148,14 @@ class Trainer:
         )
         return code, found
 
-    def _read(self, mapped_NChw: NDArray[np.float16], items: Tensor) -> Tensor:
-        return torch.from_numpy(mapped_NChw[items.numpy()]).to(self.device).float()
+    def name_classes(self, rows_NC: NDArray[np.float32]) -> list[int]:
+        """After the last step: how many of these patches the probe gives to each class. Where the features are
+        conditioned, the clusters of their code then take the place of the probe."""
+        self.head.eval()
+        sizes = probe_sizes(self.head, self.probe, rows_NC)
+        if self.settings.conditioned:
+            cluster_code(self.head, self.probe, rows_NC, self.settings.seed)
+        return sizes
 
     def state(self) -> dict[str, Any]:
         modules = {"head": self.head.state_dict(), "probe": self.probe.state_dict()}
@@ -162,7 +177,8 @@ def train(
 ) -> None:
     """Train to the last step, from the checkpoint in `job.out` if there is one, and leave the checkpoint there.
 
-    `on_log` is called in every process at the same steps, with the entry of the history.
+    A fit that has lost its classes is left where that shows. `on_log` is called in every process at the same steps,
+    with the entry of the history.
     """
     settings = job.settings
     mapped = open_features(job.features, job.features_file)
@@ -171,7 +187,7 @@ def train(
     trainer = Trainer(settings, mapped.shape[1], device)
     record = resume(job, trainer)
     board = Board(job.out, record) if ranks.rank == 0 else None
-    while trainer.step < settings.steps:
+    while trainer.step < settings.steps and not lost_early(record["history"], settings.classes):
         found, cluster_loss, assignment = trainer.advance(mapped, neighbours, ranks)
         if _is_due(trainer.step, settings.log_every, settings.steps):
             entry = _entry(trainer.step, found, cluster_loss, assignment, settings, ranks)
@@ -185,10 +201,14 @@ def train(
             record["histograms"].append(_histogram(trainer.step, found, ranks))
             if board is not None:
                 board.add_histogram(record["histograms"][-1])
-        if board is not None and (trainer.step % job.checkpoint_every == 0 or trainer.step == settings.steps):
-            write_checkpoint(job, trainer.state() | {"record": json.dumps(record)})
+        if board is not None and trainer.step % job.checkpoint_every == 0:
+            keep(job, trainer, record)
             board.publish()
     if board is not None:
+        if trainer.step == settings.steps and "probe_sizes" not in record:
+            record["probe_sizes"] = trainer.name_classes(some_patches(mapped, settings.seed))
+        keep(job, trainer, record)
+        board.publish()
         board.close()
 
 
@@ -219,13 +239,18 @@ def _histogram(step: int, found: Correspondence, ranks: Ranks) -> dict[str, Any]
     return {"step": step, **dict(zip(KINDS, ranks.sum(counts).tolist(), strict=True))}
 
 
+def keep(job: TrainJob, trainer: Trainer, record: dict[str, Any]) -> None:
+    """Write the checkpoint."""
+    write_checkpoint(job, trainer.state() | {"record": json.dumps(record)})
+
+
 def resume(job: TrainJob, trainer: Trainer) -> dict[str, Any]:
     """Bring the trainer to the checkpoint, if there is one; the history and the histograms up to there."""
     state = read_checkpoint(job)
     if state is None:
         return {"history": [], "histograms": []}
     trainer.load(state)
-    if trainer.step < job.settings.steps:
+    if 0 < trainer.step < job.settings.steps:
         log.info("STEGO goes on after step %d", trainer.step)
     record: dict[str, Any] = json.loads(state["record"])
     return record

@@ -132,14 +132,15 @@ class PatchFit(FitStage):
         return {"method": "kmeans", "seed": config.seed, **fit}
 
     def fit(self, run: Run, stage: Stage) -> str:
-        from pipeline.semantics.patches import PatchSettings, fit_patches, read_conditioning
+        from pipeline.semantics.merged import MergeSettings
+        from pipeline.semantics.patches import fit_patches, read_conditioning
 
         semantics = run.config.semantics
         record = fit_patches(
             run.stages["patches"].parts(),
             read_conditioning(run.stages["conditioning"].folder),
             stage.folder,
-            PatchSettings(semantics.classes, semantics.overclustering, run.config.seed),
+            MergeSettings(semantics.classes, semantics.overclustering, run.config.seed),
             actors=kmeans_actors(run.config.workers),
             on_iteration=said_now_and_then(stage.name),
         )

@@ -15,6 +15,7 @@ from pipeline.semantics.sample import sample_size, sampled_rows
 from pipeline.sources.index import Index
 from pipeline.stages.base import FitStage, Run, ShardStage
 from pipeline.stages.facts import Content, Facts
+from pipeline.stages.teacher import conditioned_content, load_teacher
 from workers.images import with_rows_left_out
 from workers.records import FEATURES_SCHEMA, SEMANTICS_SCHEMA
 
@@ -28,11 +29,13 @@ class FeatureShards(PhotoShards):
     """Photos -> the teacher's patch features that STEGO learns from. Photos outside the sample are never fetched."""
 
     def make_worker(self) -> Any:
-        from workers.semantics.stego import TeacherParams, TeacherWorker
+        from workers.semantics.stego import TEACHER_SIZE, TeacherParams, TeacherWorker
 
-        params = TeacherParams(crops=self.config.semantics.crops)
-        workers = self.config.workers
-        return TeacherWorker(self.load_backbone(), params, device=workers.device, batch_size=workers.batch_size)
+        semantics, workers = self.config.semantics, self.config.workers
+        # A conditioning is of patches as large as those of the class maps.
+        size = semantics.image_size if semantics.conditioned else TEACHER_SIZE
+        params = TeacherParams(size, semantics.crops)
+        return TeacherWorker(load_teacher(self), params, device=workers.device, batch_size=workers.batch_size)
 
     def process(self, shard: int, phases: Phases) -> pa.Table:
         index, records = self.index, self.index.records(shard)
@@ -60,7 +63,7 @@ class StegoShards(PhotoShards):
         fitted = load_stego(folder, teacher=self.job.teacher, classes=semantics.classes)
         params = ClassMapParams(semantics.image_size, bool(semantics.flip), crf=STEGO if semantics.crf else None)
         return StegoWorker(
-            self.load_backbone(),
+            load_teacher(self),
             fitted.head,
             fitted.probe,
             params,
@@ -77,10 +80,13 @@ class Features(ShardStage):
     def of(cls, config: Config) -> Iterable[Self]:
         return [cls()] if config.semantics.method == "stego" else []
 
+    def inputs(self, config: Config) -> tuple[str, ...]:
+        return ("conditioning",) if config.semantics.conditioned else ()
+
     def content(self, config: Config, facts: Facts) -> Content:
         wanted = _sample_size(config, facts.index)
         some = None if wanted == facts.index.images else {"images": wanted, "seed": config.seed}
-        return facts.photos() | {"crops": config.semantics.crops, "sample": some}
+        return facts.photos() | {"crops": config.semantics.crops, "sample": some} | conditioned_content(config)
 
     def images(self, config: Config, index: Index) -> int:
         return _sample_size(config, index)
@@ -107,6 +113,7 @@ class StegoFit(FitStage):
         semantics = config.semantics
         fit = semantics.model_dump(include={"classes", "neighbours", "batch_size", "steps", "max_images"})
         terms = asdict(semantics.loss_terms())  # a preset is what its numbers are
+        terms |= {f"{term}_shift": "auto" for term in semantics.auto_shifts}
         return {"method": "stego", "seed": config.seed, **fit, "terms": terms}
 
     def fit(self, run: Run, stage: Stage) -> str:
@@ -117,6 +124,8 @@ class StegoFit(FitStage):
         settings = StegoSettings(
             classes=semantics.classes,
             terms=semantics.loss_terms(),
+            auto_shifts=semantics.auto_shifts,
+            conditioned=bool(semantics.conditioned),
             neighbours=semantics.neighbours,
             batch_size=semantics.batch_size,
             steps=semantics.steps,
@@ -147,10 +156,10 @@ class StegoMaps(ShardStage):
         return [cls()] if config.semantics.method == "stego" else []
 
     def inputs(self, config: Config) -> tuple[str, ...]:
-        return ("semantics_fit",)
+        return ("semantics_fit", "conditioning") if config.semantics.conditioned else ("semantics_fit",)
 
     def content(self, config: Config, facts: Facts) -> Content:
-        return config.semantics.model_dump(include={"image_size", "flip", "crf"})
+        return config.semantics.model_dump(include={"image_size", "flip", "crf"}) | conditioned_content(config)
 
     def schema(self, config: Config) -> pa.Schema:
         return SEMANTICS_SCHEMA

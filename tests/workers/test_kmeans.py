@@ -209,3 +209,26 @@ def test_plus_plus_rows_are_distinct_even_when_the_values_are_not(seed: int, k: 
     assert len(set(chosen.tolist())) == k
     assert chosen.min() >= 0
     assert chosen.max() < 12
+
+
+def test_spherical_kmeans_in_one_process_finds_directions_whatever_the_lengths() -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 5, 400)
+    rows = (np.eye(8)[groups] + 0.1 * rng.standard_normal((400, 8))) * rng.uniform(0.1, 9, (400, 1))
+    centroids = kmeans.spherical_kmeans(rows, 5, seed=3)
+    assert np.linalg.norm(centroids, axis=1) == pytest.approx(1, abs=1e-6)
+    labels = kmeans.assign(rows, centroids, spherical=True)[0]
+    assert {len(set(labels[groups == group])) for group in range(5)} == {1}
+    assert len(set(labels)) == 5
+    assert (kmeans.spherical_kmeans(rows, 5, seed=3) == centroids).all()
+
+
+def test_spherical_kmeans_keeps_the_best_of_its_starts_and_stands_equal_rows() -> None:
+    rows = np.random.default_rng(1).standard_normal((300, 4)).astype(np.float32)
+
+    def inertia(restarts: int) -> float:
+        return kmeans.assign(rows, kmeans.spherical_kmeans(rows, 9, 0, restarts=restarts), spherical=True)[1].sum()
+
+    assert inertia(6) <= inertia(1)
+    equal = kmeans.spherical_kmeans(np.ones((7, 3), np.float32), 4, seed=0)
+    assert equal == pytest.approx(np.full((4, 3), 3**-0.5), abs=1e-6)

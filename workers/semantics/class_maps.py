@@ -23,23 +23,23 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.backbone import Backbone
 from model.enlarge import argmax_at_size
 from workers.crf import CrfParams, dense_crf
 from workers.decode import Pixels, resize_keep_aspect
 from workers.images import LoadedImage, table_of_images
 from workers.phases import Phases
 from workers.records import SEMANTICS_SCHEMA
+from workers.semantics.teacher import Teacher
 
 
 class ClassMapWorker(ABC):
-    """Holds the backbone; `process` is a pure function of the images. Subclasses say what the classes' scores are."""
+    """Holds the teacher; `process` is a pure function of the images. Subclasses say what the classes' scores are."""
 
     def __init__(
-        self, backbone: Backbone, *, image_size: int, crf: CrfParams | None, device: str, batch_size: int = 1
+        self, teacher: Teacher, *, image_size: int, crf: CrfParams | None, device: str, batch_size: int = 1
     ) -> None:
         """`image_size`: pixels of the short side, made a multiple of the patch."""
-        self._backbone = backbone
+        self._teacher = teacher
         self._image_size = image_size
         self._crf = crf
         self._device = device
@@ -70,7 +70,7 @@ class ClassMapWorker(ABC):
     def _maps(self, photos: list[Pixels], phases: Phases) -> Iterator[NDArray[np.uint8]]:
         """The class map of each photo."""
         with phases("resize"):
-            patch = self._backbone.patch_size
+            patch = self._teacher.patch_size
             resized = [resize_keep_aspect(photo, self._image_size, patch) for photo in photos]
         pairs = zip(photos, resized, strict=True)
         for _, group in itertools.groupby(pairs, key=lambda pair: pair[1].shape):

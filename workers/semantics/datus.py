@@ -1,9 +1,11 @@
 """The two shard stages of DatUS2 in one worker (arXiv 2401.12820): photos -> segments -> a class map of each photo.
 
-`SegmentWorker` finds the segments of a photo and embeds each by the CLS token of its crop. k-means over the embeddings
-of all photos gives the centroids. `DatusWorker` names each segment by its nearest centroid. Departures from the
-published code: photos are RGB (it feeds BGR), a crop is padded to a square (its centre crop loses the ends of long
-segments), and a map is enlarged by nearest (its bilinear resize makes class ids that are not there).
+As published, `SegmentWorker` finds the segments of a photo and embeds each by the CLS token of its crop. k-means over
+the embeddings of all photos gives the centroids. `DatusWorker` names each segment by its nearest centroid. Departures
+from the published code: photos are RGB (it feeds BGR), a crop is padded to a square (its centre crop loses the ends of
+long segments), and a map is enlarged by nearest (its bilinear resize makes class ids that are not there).
+
+Of conditioned features `PatchSegmentWorker` makes segments and embeddings at once: no crop passes the backbone again.
 
 Shapes: (H, W) pixels of the original, (h, w) patches of the photo squashed to a square, n segments, D channels,
 S classes.
@@ -87,12 +89,7 @@ class SegmentWorker:
         with phases("embedding"):
             found = iter(zip(maps, self._embeddings(squares, maps), strict=True))
         for image in batch:
-            if image.pixels is None:
-                yield _segment_row(image, image.status, None, [])
-            else:
-                segments_hw, embeddings = next(found)
-                status = Status.OK if len(embeddings) else Status.NO_MASKS
-                yield _segment_row(image, status, encode_segments(segments_hw), list(embeddings))
+            yield segments_row(image, *((None, None) if image.pixels is None else next(found)))
 
     def _segments(self, squares: list[np.ndarray], phases: Phases) -> list[np.ndarray]:
         if not squares:
@@ -118,10 +115,20 @@ class SegmentWorker:
 class DatusWorker:
     """Holds the centroids: a segment's class is that of the centroid nearest by cosine."""
 
-    def __init__(self, centroids_SD: np.ndarray, *, fill_holes: FillHoles = "none", threads: int = 1) -> None:
-        if not 1 <= len(centroids_SD) <= MAX_CLASSES:
-            raise ValueError(f"semantics.classes must be in 1..{MAX_CLASSES}, the artifact has {len(centroids_SD)}")
-        self._centroids_SD = centroids_SD
+    def __init__(
+        self,
+        centroids_KD: np.ndarray,
+        classes_K: np.ndarray | None = None,
+        *,
+        fill_holes: FillHoles = "none",
+        threads: int = 1,
+    ) -> None:
+        """`classes_K`: the class 0..S-1 of each centroid; by default each is one."""
+        self._classes_K = np.arange(len(centroids_KD)) if classes_K is None else classes_K
+        classes = int(self._classes_K.max(initial=-1)) + 1
+        if not 1 <= classes <= MAX_CLASSES:
+            raise ValueError(f"semantics.classes must be in 1..{MAX_CLASSES}, the artifact has {classes}")
+        self._centroids_KD = centroids_KD
         self._fill_holes = fill_holes
         self._threads = threads
 
@@ -139,12 +146,13 @@ class DatusWorker:
     def _classes(self, segments: pa.Table) -> np.ndarray:
         """(sum of n,) class of every segment of the part, at once: as k-means itself labelled them."""
         vectors_ND = embedding_rows(segments["embedding"])
-        if vectors_ND.shape[1] != self._centroids_SD.shape[1]:
+        if vectors_ND.shape[1] != self._centroids_KD.shape[1]:
             raise ValueError(
                 f"the segments have embeddings of {vectors_ND.shape[1]} values, the classes of semantics_fit "
-                f"{self._centroids_SD.shape[1]}: they are of different backbones; run semantics_fit on these segments"
+                f"{self._centroids_KD.shape[1]}: they are of different backbones; run semantics_fit on these segments"
             )
-        return assign(vectors_ND, self._centroids_SD, spherical=True, threads=self._threads)[0]
+        nearest = assign(vectors_ND, self._centroids_KD, spherical=True, threads=self._threads)[0]
+        return self._classes_K[nearest]
 
     def _row(self, row: dict[str, Any], classes_n: np.ndarray) -> dict[str, Any]:
         common = {"image_id": row["image_id"], "status": row["status"], "error": row["error"]}
@@ -210,17 +218,20 @@ def _multiple(size: int, patch: int) -> int:
     return max(1, round(size / patch)) * patch
 
 
-def _segment_row(
-    image: LoadedImage, status: Status, segments: bytes | None, embeddings: list[np.ndarray]
+def segments_row(
+    image: LoadedImage, segments_hw: np.ndarray | None, embeddings_nD: np.ndarray | None
 ) -> dict[str, Any]:
+    """A row of `segments_schema`; None for an image that could not be read."""
     size = (None, None) if image.pixels is None else image.pixels.shape[:2]
+    embeddings = [] if embeddings_nD is None else list(embeddings_nD)
+    status = Status.NO_MASKS if image.pixels is not None and not embeddings else image.status
     return {
         "image_id": image.image_id,
         "height": size[0],
         "width": size[1],
         "status": str(status),
         "error": image.error,
-        "segments": segments,
+        "segments": None if segments_hw is None else encode_segments(segments_hw),
         "embedding": embeddings,
     }
 

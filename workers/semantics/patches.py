@@ -31,6 +31,7 @@ from workers.images import LoadedImage, table_of_images
 from workers.phases import Phases
 from workers.records import patches_schema
 from workers.semantics.class_maps import ClassMapWorker, plain_row
+from workers.semantics.teacher import ConditionedTeacher
 
 VIEW_SIDES = (0.5, 0.9)  # of the photo's, that an enlarged crop has
 ALPHA = 10.0  # by which cosines are multiplied for the probabilities that the CRF takes
@@ -170,15 +171,9 @@ class PatchMapWorker(ClassMapWorker):
         batch_size: int = 1,
     ) -> None:
         """ValueError: a codebook of another backbone."""
-        if len(codebook.conditioning.mean) != backbone.dim:
-            raise ValueError(
-                f"the classes were fitted to {len(codebook.conditioning.mean)} channels, the backbone gives "
-                f"{backbone.dim}: fit them again"
-            )
-        super().__init__(backbone, image_size=image_size, crf=crf, device=device, batch_size=batch_size)
-        self._output, self._flip = output, flip
-        self._mean = torch.from_numpy(codebook.conditioning.mean).to(device)
-        self._directions = torch.from_numpy(codebook.conditioning.directions).to(device)
+        teacher = ConditionedTeacher(backbone, output, codebook.conditioning, device=device)
+        super().__init__(teacher, image_size=image_size, crf=crf, device=device, batch_size=batch_size)
+        self._flip = flip
         order = np.argsort(codebook.classes, kind="stable")
         self._centroids = torch.from_numpy(codebook.centroids[order]).to(device)
         self._sizes = [len(list(group)) for _, group in groupby(codebook.classes[order].tolist())]
@@ -189,17 +184,14 @@ class PatchMapWorker(ClassMapWorker):
         with phases("backbone"):
             images = to_images(resized_BHW3, self._device)
             views = [images, images.flip(3)] if self._flip else [images]
-            found = [self._backbone.features(view, (self._output,))[self._output] for view in views]
+            found = [self._teacher.tokens(view) for view in views]
         with phases("classes"):
-            grid = [side // self._backbone.patch_size for side in images.shape[2:]]
-            maps = [self._conditioned(rows).mT.unflatten(2, grid) for rows in found]
+            grid = [side // self._teacher.patch_size for side in images.shape[2:]]
+            maps = [rows.mT.unflatten(2, grid) for rows in found]
             rows_BdN = ((maps[0] + maps[1].flip(3)) / 2 if self._flip else maps[0]).flatten(2)
             cosines_BKN = self._centroids @ F.normalize(rows_BdN, dim=1)
             best = [each.amax(1) for each in cosines_BKN.split(self._sizes, 1)]
             return (ALPHA * torch.stack(best, 1)).log_softmax(1).unflatten(2, grid)
-
-    def _conditioned(self, rows_BNC: Tensor) -> Tensor:
-        return F.normalize((rows_BNC - self._mean) @ self._directions, dim=-1)
 
 
 def merge_clusters(centroids_Kd: NDArray[np.float32], sizes_K: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from model.backbone import Backbone
 from model.stego import ALPHA, ClusterProbe, StegoHead
 from workers.crf import CrfParams
 from workers.decode import Pixels
@@ -31,6 +30,7 @@ from workers.images import LoadedImage, table_of_images
 from workers.phases import Phases
 from workers.records import FEATURES_SCHEMA
 from workers.semantics.class_maps import ClassMapWorker, plain_row
+from workers.semantics.teacher import Teacher
 
 Crops = Literal["centre", "five"]
 
@@ -47,12 +47,12 @@ class TeacherParams:
 
 
 class TeacherWorker:
-    """Holds the backbone; `process` is a pure function of the images."""
+    """Holds the teacher; `process` is a pure function of the images."""
 
-    def __init__(self, backbone: Backbone, params: TeacherParams, *, device: str, batch_size: int = 1) -> None:
-        self._backbone = backbone
+    def __init__(self, teacher: Teacher, params: TeacherParams, *, device: str, batch_size: int = 1) -> None:
+        self._teacher = teacher
         self._crops = params.crops
-        self._grid = max(1, round(params.image_size / backbone.patch_size))
+        self._grid = max(1, round(params.image_size / teacher.patch_size))
         self._device = device
         self._batch_size = batch_size
 
@@ -65,7 +65,7 @@ class TeacherWorker:
 
     def _rows(self, batch: list[LoadedImage], phases: Phases) -> list[dict[str, Any]]:
         with phases("resize"):
-            side = self._grid * self._backbone.patch_size
+            side = self._grid * self._teacher.patch_size
             views = [teacher_views(image.pixels, side, self._crops) for image in batch if image.pixels is not None]
         with phases("backbone"):
             found = iter(self._features(views))
@@ -80,7 +80,7 @@ class TeacherWorker:
         """(crops, C, h, w) of each image, all images in one forward pass."""
         if not views:
             return []
-        tokens_NPC = self._backbone.tokens(to_images(np.concatenate(views), self._device))
+        tokens_NPC = self._teacher.tokens(to_images(np.concatenate(views), self._device))
         feats = tokens_NPC.mT.unflatten(2, (self._grid, self._grid)).cpu().numpy()
         return np.split(feats, len(views))
 
@@ -154,11 +154,11 @@ class ClassMapParams:
 
 
 class StegoWorker(ClassMapWorker):
-    """Holds the backbone and the fitted head and probe."""
+    """Holds the teacher and the fitted head and probe."""
 
     def __init__(
         self,
-        backbone: Backbone,
+        teacher: Teacher,
         head: StegoHead,
         probe: ClusterProbe,
         params: ClassMapParams,
@@ -166,9 +166,9 @@ class StegoWorker(ClassMapWorker):
         device: str,
         batch_size: int = 1,
     ) -> None:
-        if head.dim_in != backbone.dim:
-            raise ValueError(f"the head takes {head.dim_in} channels, the backbone gives {backbone.dim}: fit it again")
-        super().__init__(backbone, image_size=params.image_size, crf=params.crf, device=device, batch_size=batch_size)
+        if head.dim_in != teacher.dim:
+            raise ValueError(f"the head takes {head.dim_in} channels, the backbone gives {teacher.dim}: fit it again")
+        super().__init__(teacher, image_size=params.image_size, crf=params.crf, device=device, batch_size=batch_size)
         self._head = head.eval().to(device)
         self._probe = probe.to(device)
         self._params = params
@@ -179,9 +179,9 @@ class StegoWorker(ClassMapWorker):
         with phases("backbone"):
             images = to_images(resized_BHW3, self._device)
             views = [images, images.flip(3)] if self._params.flip else [images]
-            tokens = [self._backbone.tokens(view) for view in views]
+            tokens = [self._teacher.tokens(view) for view in views]
         with phases("head"):
-            grid = [side // self._backbone.patch_size for side in images.shape[2:]]
+            grid = [side // self._teacher.patch_size for side in images.shape[2:]]
             codes = [self._head(view.mT.unflatten(2, grid)) for view in tokens]
             code = (codes[0] + codes[1].flip(3)) / 2 if self._params.flip else codes[0]
             return self._probe.log_probs(code, self._params.alpha)

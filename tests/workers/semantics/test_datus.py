@@ -308,6 +308,14 @@ def test_segments_are_named_by_the_nearest_centroid_and_enlarged_without_new_ids
     np.testing.assert_array_equal(labels_of(table), expected)
 
 
+def test_several_centroids_may_be_of_one_class() -> None:
+    centroids = np.float32([[1, 0], [0, 1], [-1, 0]])
+    table = DatusWorker(centroids, np.array([1, 0, 1])).process(
+        part({"segments": encode_segments(SEGMENTS), "embedding": [[-0.9, 0.1], [0.2, 0.98]]})
+    )
+    np.testing.assert_array_equal(labels_of(table)[::3, ::3], [[1, 1, 0], [1, 255, 0]])
+
+
 def test_an_odd_size_is_enlarged_by_the_patch_that_holds_the_centre_of_the_pixel() -> None:
     row = {"segments": encode_segments(SEGMENTS), "embedding": [[1, 0], [0, 1]], "height": 5, "width": 7}
     labels = labels_of(DatusWorker(np.eye(2, dtype=np.float32)).process(part(row)))
