@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pipeline.command import cluster, model
+from pipeline.command import cluster, model, weights
 from pipeline.command.common import Address, AsJson, ConfigPath, Overrides, answer, load, stop_on_sigterm, user_errors
 
 app = typer.Typer(
@@ -159,6 +159,7 @@ def config_show(config: ConfigPath, overrides: Overrides = None, as_json: AsJson
 
 model.add_to(app, evaluate_app)
 cluster.add_to(app)
+weights.add_to(app)
 
 
 def main() -> NoReturn:
