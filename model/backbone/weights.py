@@ -11,11 +11,13 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from model.backbone.names import OFFICIAL_URLS, ON_REQUEST, PATCH_DCT, REQUEST_FORM, check_name
 from model.backbone.packaged import PACKAGED
 
-NAMED = ("official", "index")  # files that have a word of their own
+Named = Literal["official", "index"]  # files that have a word of their own
+NAMED: tuple[Named, ...] = get_args(Named)
 
 
 @dataclass(frozen=True, slots=True)

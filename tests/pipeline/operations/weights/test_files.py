@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.backbone.names import BACKBONES
-from model.backbone.weights import index_file, official_file
+from model.backbone.weights import Named, index_file, official_file
 from pipeline.errors import ConfigError
 from pipeline.operations.weights import files
 from pipeline.operations.weights.files import fetch, files_of, print_files
@@ -61,7 +61,7 @@ def test_every_backbone_has_an_answer(capsys: pytest.CaptureFixture[str]) -> Non
         ("dino_vits8", "index", "'index' is there for dinov2_vits14 alone"),
     ],
 )
-def test_what_cannot_be_fetched_is_told(name: str, word: files.Word, message: str) -> None:
+def test_what_cannot_be_fetched_is_told(name: str, word: Named, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         fetch(name, word)
 
