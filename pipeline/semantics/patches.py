@@ -93,15 +93,21 @@ def _count(parts: Sequence[str]) -> int:
     return sum(len(read_columns(part, ["embedding"])["embedding"].combine_chunks().flatten()) for part in parts)
 
 
-def _require_different(parts: Sequence[str], patches: int, classes: int) -> None:
-    """Read parts until `classes` different patches are found; most often the first photo has them."""
+def count_different(parts: Sequence[str], most: int) -> int:
+    """Different patches in patches parts (URIs), counted up to `most`: most often the first photo has so many."""
     different = set[bytes]()
     for part in parts:
         rows = embedding_rows(read_columns(part, ["embedding"])["embedding"])
         different.update(row.tobytes() for row in np.unique(rows[:4096], axis=0))
-        if len(different) >= classes:
-            return
-    raise too_few(len(parts), len(different), patches, classes, "patches")
+        if len(different) >= most:
+            return most
+    return len(different)
+
+
+def _require_different(parts: Sequence[str], patches: int, classes: int) -> None:
+    different = count_different(parts, classes)
+    if different < classes:
+        raise too_few(len(parts), different, patches, classes, "patches")
 
 
 def _condition(part: str, target: str, conditioning: Conditioning) -> str:

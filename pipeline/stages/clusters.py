@@ -31,7 +31,6 @@ class Clusters(FitStage):
             )
 
     def fit(self, run: Run, stage: Stage) -> str:
-        from model.backbone.names import embedding_dim
         from pipeline.clusters.artifact import KMeansSettings, write_empty
         from pipeline.clusters.kmeans import fit_kmeans
 
@@ -45,8 +44,9 @@ class Clusters(FitStage):
             tolerance=clusters.tolerance,
         )
         if not _has_masks(instances):
-            write_empty(stage.folder, settings, embedding_dim(config.backbone.name))
-            return "no image has a mask, so there are no things; lower maskcut.tau or crf.min_iou to find some"
+            write_empty(stage.folder, settings, _width(instances))
+            keys = "maskcut.tau or crf.min_iou" if config.instances.method == "maskcut" else "things.min_score"
+            return f"no image has a mask, so there are no things; lower {keys} to find some"
         result = fit_kmeans(
             instances.parts(),
             stage.folder,
@@ -55,6 +55,12 @@ class Clusters(FitStage):
             on_iteration=said_now_and_then(stage.name),
         )
         return f"{result.iterations} iterations, inertia {result.inertia[-1]:.6g}"
+
+
+def _width(instances: Stage) -> int:
+    """Numbers of an embedding, which a part without masks tells, too."""
+    column = read_part(instances, 0, ["embedding"]).schema.field("embedding")
+    return int(column.type.value_type.list_size)
 
 
 def _has_masks(instances: Stage) -> bool:

@@ -13,6 +13,7 @@ from pipeline.engine.log import stdout_console
 from pipeline.errors import ConfigError
 from pipeline.evaluate.panoptic import ThingsAlone
 from pipeline.evaluate.score import score_labels
+from pipeline.operations.demo.photos import label, prepare
 from pipeline.operations.demo.scenes import write_scenes
 from pipeline.operations.run import run
 from pipeline.report.write import write_report
@@ -21,6 +22,7 @@ from pipeline.stages.parts import PanopticParts
 
 SCENES = 200
 SIZE = (320, 320)
+PHOTOS_CONFIG = Path("configs/photos.yaml")
 MEASURES = {
     "AP50": "AP50: class-agnostic mask AP at IoU 0.5",
     "AP": "AP: class-agnostic mask AP, IoU 0.5 to 0.95",
@@ -39,19 +41,31 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """What a demo made: the scores of the scenes' `labels` and of the `model`'s predictions, and the reports by what
-    they are of."""
+    """What a demo made: the scores of the scenes' `labels` and of the `model`'s predictions, the reports by what they
+    are of, and what the features are called that own photos were labelled with."""
 
     scores: dict[str, Scores]
     reports: dict[str, str]
+    features: str | None = None
 
 
-def run_demo(output: Path, config_path: Path, photos: Path | None, *, scenes: int = SCENES) -> Demo:
+def run_demo(
+    output: Path,
+    config_path: Path,
+    photos: Path | None = None,
+    *,
+    photos_config: Path = PHOTOS_CONFIG,
+    weights: str | None = None,
+    scenes: int = SCENES,
+) -> Demo:
     """Write scenes below `output`, label them, train a model on the labels if the config says so, score both and write
-    the report; then label `photos`, if given."""
-    photos = photos and photos.expanduser()
-    if photos is not None and not photos.is_dir():
-        raise ConfigError(f"--photos: no folder {str(photos)!r}; give a folder of images")
+    the report; then label `photos`, if given, with `weights`. ConfigError before all that, as of `prepare`."""
+    own = None
+    if photos is not None:
+        photos = photos.expanduser()
+        own = prepare(photos, output / "photos", config=photos_config, fallback=config_path, weights=weights)
+    elif weights is not None:
+        raise ConfigError(f"--weights: {weights} is for your own photos, and there are none; give --photos, too")
     folder = output / "scenes"
     write_scenes(str(folder), scenes, seed=0, size=SIZE)
     config = _config(config_path, folder / "images", output / "run")
@@ -59,18 +73,17 @@ def run_demo(output: Path, config_path: Path, photos: Path | None, *, scenes: in
     names = {"labels": "panoptic", "model": "predictions"}
     scores = {what: score_scenes(str(folder), stages[name].parts()) for what, name in names.items() if name in stages}
     reports = {"the scenes": write_report(config.run.uri, None)}
-    if photos is not None:
-        changes = ("source.format=auto", "maskcut.image_size=480", "train.steps=0")  # a model of its own takes longer
-        own = _config(config_path, photos, output / "photos", *changes)
-        run(own)
-        reports[str(photos)] = write_report(own.run.uri, None)
-    return Demo(scores, reports)
+    if own is None:
+        return Demo(scores, reports)
+    return Demo(scores, reports | {str(photos): label(own)}, own.features)
 
 
 def print_demo(demo: Demo) -> None:
     print_scores(**demo.scores)
     for what, report in demo.reports.items():
         print(f"report of {what}: {report}")
+    if demo.features is not None:
+        print(f"features of the photos: {demo.features}")
 
 
 def score_scenes(folder: str, parts: Sequence[str]) -> Scores:
@@ -93,8 +106,8 @@ def score_scenes(folder: str, parts: Sequence[str]) -> Scores:
     return scores | {"unmapped_segments": found["segments_without_class"]}
 
 
-def _config(path: Path, source: Path, run_folder: Path, *overrides: str) -> Config:
-    return load_config(str(path), [f"source.uri={source.absolute()}", f"run.uri={run_folder.absolute()}", *overrides])
+def _config(path: Path, source: Path, run_folder: Path) -> Config:
+    return load_config(str(path), [f"source.uri={source.absolute()}", f"run.uri={run_folder.absolute()}"])
 
 
 def print_scores(labels: Scores, model: Scores | None = None) -> None:

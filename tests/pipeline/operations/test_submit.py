@@ -87,7 +87,10 @@ def test_local_paths_are_absolute_and_named(tmp_path: Path, monkeypatch: pytest.
     assert "every node of the cluster must see" in " ".join(remarks(sent, parcel, "http://head:8265"))
     assert "must see" not in " ".join(remarks(sent, parcel, "http://127.0.0.1:8265"))
     assert local_places(config()) == {}
-    assert with_absolute_paths(config(backbone={"weights": "random:0"})) == config(backbone={"weights": "random:0"})
+    for word in ("random:0", "index"):
+        named = config(backbone={"name": "dinov2_vits14", "weights": word})
+        assert with_absolute_paths(named) == named
+        assert local_places(named) == {}
 
 
 def test_what_stays_here_is_told() -> None:
