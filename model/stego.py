@@ -123,6 +123,25 @@ class ClusterProbe(nn.Module):
         return (F.normalize(self.clusters, dim=-1) @ unit_BDN).unflatten(2, code.shape[2:])
 
 
+class MergedProbe(ClusterProbe):
+    """K directions in code space, one or more a class: a class is as near as the nearest of its own."""
+
+    classes: Tensor
+
+    def __init__(self, clusters_KD: Tensor, classes_K: Tensor) -> None:
+        """`classes_K`: int64, each of 0..S-1 at least once."""
+        super().__init__(clusters_KD.shape[1], len(clusters_KD))
+        order = classes_K.argsort(stable=True)
+        with torch.no_grad():
+            self.clusters.copy_(clusters_KD[order])
+        self.register_buffer("classes", classes_K[order])
+        self._sizes = classes_K.bincount().tolist()
+
+    def cosines(self, code: Tensor) -> Tensor:
+        """(B, D, h, w) code -> (B, S, h, w), in [-1, 1]."""
+        return torch.stack([each.amax(1) for each in super().cosines(code).split(self._sizes, 1)], 1)
+
+
 def correspondence_loss(
     feats: Tensor,
     feats_pos: Tensor,

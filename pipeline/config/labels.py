@@ -177,7 +177,7 @@ class SemanticsConfig(Section):
     features: Auto | Output = "auto"  # of the patches
     sample_images: int = Field(2000, ge=2)  # photos whose patches are clustered, spread over the source
     components: int = Field(64, ge=1)  # of the conditioned features
-    # kmeans, and datus where it is conditioned
+    # Of patches by kmeans, and where features are conditioned of segments by datus, of the code by stego
     overclustering: int = Field(4, ge=1, le=64)  # clusters for each class, before they are merged
     # datus
     # Patches of segments too small to have a class; auto: nearest where features are conditioned, else none.

@@ -22,16 +22,18 @@ import safetensors.torch
 import torch
 
 from model.ranks import Ranks
-from model.stego import ClusterProbe, StegoHead
+from model.stego import ClusterProbe, MergedProbe, StegoHead
 from pipeline.engine import ray_train
 from pipeline.engine.cluster import require_room
 from pipeline.engine.fit_progress import PROGRESS, Entry, watching
+from pipeline.semantics.stego_classes import cluster_code
 from pipeline.semantics.stego_collapse import require_classes
 from pipeline.semantics.stego_features import (
     FeatureSet,
     descriptors,
     open_features,
     require_distinct,
+    some_patches,
     survey_features,
 )
 from pipeline.semantics.stego_job import (
@@ -144,8 +146,11 @@ def load_stego(
                 f"{storage.redact(folder)}: this STEGO artifact has {key} {record[key]!r}, {value!r} is needed; "
                 "fit it again or give the artifact that belongs to this configuration"
             )
-    head, probe = StegoHead(record["channels"], record["dim"]), ClusterProbe(record["dim"], record["classes"])
     weights = safetensors.torch.load(storage.read_bytes(storage.join(folder, WEIGHTS)))
+    head, merged = StegoHead(record["channels"], record["dim"]), weights.get("probe.classes")
+    probe = ClusterProbe(record["dim"], record["classes"])
+    if merged is not None:
+        probe = MergedProbe(weights["probe.clusters"], merged)
     torch.nn.ModuleDict({"head": head, "probe": probe}).load_state_dict(weights)
     return StegoArtifact(head.eval().requires_grad_(False), probe.eval().requires_grad_(False), record)
 
@@ -177,9 +182,10 @@ def _check_size(features: FeatureSet, settings: StegoSettings) -> None:
 
 def _identity(features: FeatureSet, settings: StegoSettings, teacher: str) -> str:
     known = asdict(settings)
-    for later, default in (("auto_shifts", ()), ("conditioned", False)):  # a fit begun before there were these goes on
-        if known[later] == default:
-            del known[later]
+    later = {"auto_shifts": (), "conditioned": False, "overclustering": 1}
+    for name, default in later.items():  # a fit begun before there were these goes on
+        if known[name] == default:
+            del known[name]
     content = json.dumps([features.digest, known, teacher], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
@@ -239,7 +245,11 @@ def _write_artifact(job: TrainJob, teacher: str) -> None:
         **progress,
         "software": f"u2label {version('u2label')}",
     }
-    modules = torch.nn.ModuleDict({"head": trainer.head, "probe": trainer.probe})
+    probe = trainer.probe
+    if settings.conditioned:
+        rows = some_patches(open_features(job.features, job.features_file), settings.seed)
+        probe = cluster_code(trainer.head.eval(), rows, settings)
+    modules = torch.nn.ModuleDict({"head": trainer.head, "probe": probe})
     weights = {name: values.contiguous() for name, values in modules.state_dict().items()}
     storage.write_bytes(storage.join(job.out, WEIGHTS), safetensors.torch.save(weights))
     storage.write_bytes(storage.join(job.out, ARTIFACT), json.dumps(record, indent=1).encode())

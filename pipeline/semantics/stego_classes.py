@@ -1,4 +1,4 @@
-"""The classes of a fit of STEGO: whether it has lost them, and k-means of the code in place of the probe.
+"""The classes of a fit of STEGO: whether it has lost them, and merged clusters of the code in place of the probe.
 
 A loss whose shifts lie too low for the features pulls all codes together, and the probe gives every patch to one class
 or a few. Such a fit is refused: labels without classes are worse than none, and its loss looks better than others'.
@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.stego import ClusterProbe, StegoHead
+from model.stego import ClusterProbe, MergedProbe, StegoHead
 from pipeline.semantics.stego_job import StegoSettings
-from workers.kmeans import spherical_kmeans
+from workers.kmeans import assign, spherical_kmeans
+from workers.semantics.patches import merge_clusters
 
 EARLY = (100, 200)  # steps after which a collapse shows; before, a healthy fit may use few classes
 LEAST_USED = 1 / 3  # of the classes, by a batch at these steps
 LEAST_EFFECTIVE = 1 / 3  # of the classes, at the end
+ROWS_A_CLUSTER = 8  # patches; with fewer, clusters are single patches
 
 
 def effective_classes(sizes_S: Sequence[int] | NDArray[np.integer]) -> float:
@@ -47,12 +49,15 @@ def probe_sizes(head: StegoHead, probe: ClusterProbe, rows_NC: NDArray[np.float3
     return torch.bincount(labels.flatten(), minlength=len(probe.clusters)).tolist()
 
 
-@torch.no_grad()
-def cluster_code(head: StegoHead, probe: ClusterProbe, rows_NC: NDArray[np.float32], seed: int) -> None:
-    """Put the centroids of spherical k-means of the code in place of the probe's directions."""
-    code_ND = _code(head, rows_NC)[0, ..., 0].T.cpu().numpy()
-    centroids = spherical_kmeans(code_ND, len(probe.clusters), seed)
-    probe.clusters.copy_(torch.from_numpy(centroids))
+def cluster_code(head: StegoHead, rows_NC: NDArray[np.float32], settings: StegoSettings) -> MergedProbe:
+    """Spherical k-means of the code of these patches, merged to the classes. The head must be in eval mode."""
+    with torch.no_grad():
+        code_ND = _code(head, rows_NC)[0, ..., 0].T.cpu().numpy()
+    clusters = max(settings.classes, min(settings.classes * settings.overclustering, len(code_ND) // ROWS_A_CLUSTER))
+    centroids_KD = spherical_kmeans(code_ND, clusters, settings.seed)
+    sizes_K = np.bincount(assign(code_ND, centroids_KD, spherical=True, threads=1)[0], minlength=clusters)
+    merged_K = merge_clusters(centroids_KD, sizes_K, settings.classes)
+    return MergedProbe(torch.from_numpy(centroids_KD), torch.from_numpy(merged_K))
 
 
 def _code(head: StegoHead, rows_NC: NDArray[np.float32]) -> torch.Tensor:

@@ -28,7 +28,8 @@ class StegoSettings:
     dropout: float = 0.1  # share of channels
     terms: LossTerms = COCOSTUFF27_VITS
     auto_shifts: tuple[str, ...] = ()  # of intra, inter, negative: found from the features, not those of `terms`
-    conditioned: bool = False  # the features are: the head starts near the identity, k-means makes the classes
+    conditioned: bool = False  # the features are: the head starts near the identity, clusters of the code are merged
+    overclustering: int = 1  # clusters of the code for each class, before the merge
     pointwise: bool = True
     zero_clamp: bool = True
     stabilise: bool = False

@@ -32,7 +32,7 @@ from model.stego import (
 )
 from pipeline.engine.board import Board
 from pipeline.engine.fit_progress import Entry, write_progress
-from pipeline.semantics.stego_classes import cluster_code, lost_early, probe_sizes
+from pipeline.semantics.stego_classes import lost_early, probe_sizes
 from pipeline.semantics.stego_features import open_features, some_patches
 from pipeline.semantics.stego_job import StegoSettings, TrainJob, read_checkpoint, read_neighbours, write_checkpoint
 
@@ -148,15 +148,6 @@ class Trainer:
         )
         return code, found
 
-    def name_classes(self, rows_NC: NDArray[np.float32]) -> list[int]:
-        """After the last step: how many of these patches the probe gives to each class. Where the features are
-        conditioned, the clusters of their code then take the place of the probe."""
-        self.head.eval()
-        sizes = probe_sizes(self.head, self.probe, rows_NC)
-        if self.settings.conditioned:
-            cluster_code(self.head, self.probe, rows_NC, self.settings.seed)
-        return sizes
-
     def state(self) -> dict[str, Any]:
         modules = {"head": self.head.state_dict(), "probe": self.probe.state_dict()}
         return modules | {"step": self.step, "optimisers": [each.state_dict() for each in self._optimisers]}
@@ -206,7 +197,8 @@ def train(
             board.publish()
     if board is not None:
         if trainer.step == settings.steps and "probe_sizes" not in record:
-            record["probe_sizes"] = trainer.name_classes(some_patches(mapped, settings.seed))
+            rows = some_patches(mapped, settings.seed)
+            record["probe_sizes"] = probe_sizes(trainer.head.eval(), trainer.probe, rows)
         keep(job, trainer, record)
         board.publish()
         board.close()

@@ -111,7 +111,8 @@ class StegoFit(FitStage):
 
     def content(self, config: Config, facts: Facts) -> Content:
         semantics = config.semantics
-        fit = semantics.model_dump(include={"classes", "neighbours", "batch_size", "steps", "max_images"})
+        of_fit = {"classes", "neighbours", "batch_size", "steps", "max_images"}
+        fit = semantics.model_dump(include=of_fit | ({"overclustering"} if semantics.conditioned else set()))
         terms = asdict(semantics.loss_terms())  # a preset is what its numbers are
         terms |= {f"{term}_shift": "auto" for term in semantics.auto_shifts}
         return {"method": "stego", "seed": config.seed, **fit, "terms": terms}
@@ -126,6 +127,7 @@ class StegoFit(FitStage):
             terms=semantics.loss_terms(),
             auto_shifts=semantics.auto_shifts,
             conditioned=bool(semantics.conditioned),
+            overclustering=semantics.overclustering if semantics.conditioned else 1,
             neighbours=semantics.neighbours,
             batch_size=semantics.batch_size,
             steps=semantics.steps,

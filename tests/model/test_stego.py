@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from model.stego import (
     ClusterProbe,
     Correspondence,
+    MergedProbe,
     StegoHead,
     correspondence_loss,
     derangement,
@@ -81,6 +82,18 @@ def test_the_probe_gives_the_published_losses_and_probabilities(reference: Mappi
     assert (probe.log_probs(code).argmax(1).numpy() == reference["cluster_argmax"]).all()
     assert (one_hot.argmax(1).numpy() == reference["cluster_argmax"]).all()
     assert probabilities.sum(1).detach().numpy() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_class_of_several_directions_is_as_near_as_the_nearest() -> None:
+    clusters, classes = torch.eye(4)[[3, 0, 2, 1]], torch.tensor([1, 0, 0, 2])
+    probe = MergedProbe(clusters, classes)
+    code = draw(2, 4, 3, 5)
+    unit = code / code.norm(dim=1, keepdim=True)
+    wanted = torch.stack([unit[:, [0, 2]].amax(1), unit[:, 3], unit[:, 1]], 1)
+    assert torch.allclose(probe.cosines(code), wanted, atol=1e-6)
+    assert torch.allclose(probe.log_probs(code, 10.0), (10 * wanted).log_softmax(1), atol=1e-5)
+    again = MergedProbe(probe.clusters.detach(), probe.classes)
+    assert torch.equal(again.cosines(code), probe.cosines(code))
 
 
 def test_presets_are_the_published_ones() -> None:

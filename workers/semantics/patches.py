@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.backbone import Backbone
+from model.stego import MergedProbe
 from workers.conditioning import Conditioning
 from workers.crf import CrfParams
 from workers.decode import Pixels, resize_keep_aspect
@@ -174,9 +174,7 @@ class PatchMapWorker(ClassMapWorker):
         teacher = ConditionedTeacher(backbone, output, codebook.conditioning, device=device)
         super().__init__(teacher, image_size=image_size, crf=crf, device=device, batch_size=batch_size)
         self._flip = flip
-        order = np.argsort(codebook.classes, kind="stable")
-        self._centroids = torch.from_numpy(codebook.centroids[order]).to(device)
-        self._sizes = [len(list(group)) for _, group in groupby(codebook.classes[order].tolist())]
+        self._probe = MergedProbe(*map(torch.from_numpy, (codebook.centroids, codebook.classes))).to(device)
 
     @torch.inference_mode()
     def log_probs(self, resized_BHW3: Pixels, phases: Phases) -> Tensor:
@@ -188,10 +186,7 @@ class PatchMapWorker(ClassMapWorker):
         with phases("classes"):
             grid = [side // self._teacher.patch_size for side in images.shape[2:]]
             maps = [rows.mT.unflatten(2, grid) for rows in found]
-            rows_BdN = ((maps[0] + maps[1].flip(3)) / 2 if self._flip else maps[0]).flatten(2)
-            cosines_BKN = self._centroids @ F.normalize(rows_BdN, dim=1)
-            best = [each.amax(1) for each in cosines_BKN.split(self._sizes, 1)]
-            return (ALPHA * torch.stack(best, 1)).log_softmax(1).unflatten(2, grid)
+            return self._probe.log_probs((maps[0] + maps[1].flip(3)) / 2 if self._flip else maps[0], ALPHA)
 
 
 def merge_clusters(centroids_Kd: NDArray[np.float32], sizes_K: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

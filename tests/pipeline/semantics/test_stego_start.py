@@ -21,7 +21,15 @@ from workers.conditioning import unit_rows
 
 TERMS = ("intra", "inter", "negative")
 CONDITIONED = StegoSettings(
-    classes=GROUPS, dim=20, points=5, batch_size=8, steps=60, conditioned=True, auto_shifts=TERMS, head_rate=5e-3
+    classes=GROUPS,
+    dim=20,
+    points=5,
+    batch_size=8,
+    steps=60,
+    conditioned=True,
+    overclustering=2,
+    auto_shifts=TERMS,
+    head_rate=5e-3,
 )
 
 
@@ -114,6 +122,7 @@ def test_a_conditioned_fit_finds_the_groups_and_says_which_shifts_it_took(unbrok
     assert shifts == [found["pull"], found["pull"], found["push"]]
     assert found["negative"] < found["pull"] < found["push"] < 1
     assert sum(record["probe_sizes"]) == 30 * 25
+    assert len(unbroken.probe.clusters) == CONDITIONED.overclustering * GROUPS
     assert np.linalg.norm(unbroken.probe.clusters.detach(), axis=1) == pytest.approx(1, abs=1e-5)
 
 
