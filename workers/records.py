@@ -117,7 +117,8 @@ def segments_schema(embedding_dim: int) -> pa.Schema:
 def patches_schema(dim: int) -> pa.Schema:
     """Schema of a patches part: of a sampled photo some patch features, and differences that are nuisance, float16.
 
-    `embedding`: features of patches; `across`: differences of neighbours; `views`: of a view and the whole photo.
+    `embedding`: features of patches; `places`: the middle of each as (y, x), shares of height and width; `across`:
+    differences of neighbours; `views`: of a view and the whole photo.
     """
     vectors = pa.list_(pa.list_(pa.float16(), dim))
     return pa.schema(
@@ -126,6 +127,7 @@ def patches_schema(dim: int) -> pa.Schema:
             pa.field("status", pa.string(), nullable=False),
             pa.field("error", pa.string()),
             *(pa.field(name, vectors, nullable=False) for name in ("embedding", "across", "views")),
+            pa.field("places", pa.list_(pa.list_(pa.float32(), 2)), nullable=False),
         ]
     )
 

@@ -72,6 +72,7 @@ class Config(Section):
                 "features": card.stuff,
                 "conditioned": conditioned,
                 "fill_holes": "nearest" if conditioned else "none",
+                "overclustering": 2 if self.semantics.method == "stego" else 4,
                 **dict.fromkeys(("flip", "crf"), self.semantics.method != "kmeans"),
             },
         }

@@ -25,6 +25,7 @@ from pipeline.evaluate.class_maps import Prediction, predictions
 from pipeline.evaluate.confusion import arrange, confusion_png
 from pipeline.evaluate.labels import IGNORED, LabelFolder, open_labels
 from pipeline.evaluate.results import Names, mean_of_known, number, percent, write_file, write_json
+from pipeline.evaluate.same_features import SameFeatures, same_features
 from pipeline.store import storage
 
 
@@ -62,7 +63,8 @@ def evaluate_semantic(
     run = open_run(run_or_config, need=None)
     found = predictions(run)
     source = open_labels(labels, names=names, ignore=ignore)
-    tally = count_pixels(found.maps, source, found.clusters, void=found.void)
+    beside = same_features(run, found, len(source.table.names)) if found.stage == "semantics" else None
+    tally = count_pixels(found.maps, source, found.clusters, void=found.void, beside=beside)
     clusters = [str(found.first + k) for k in range(found.clusters)]
     result = {
         "run": storage.redact(run.uri),
@@ -71,12 +73,16 @@ def evaluate_semantic(
         "parts": found.parts,
         "parts_done": found.parts_done,
         **summarise(tally, source, clusters),
+        "same_features": None if beside is None else beside.summary(),
     }
     return result | {"files": _write(result, output or storage.join(run.uri, "evaluation"))}
 
 
-def count_pixels(maps: Iterable[Prediction], source: LabelFolder, clusters: int, *, void: int) -> Tally:
-    """Stream maps and their labels into counts. An image without a prediction counts as all void.
+def count_pixels(
+    maps: Iterable[Prediction], source: LabelFolder, clusters: int, *, void: int, beside: SameFeatures | None = None
+) -> Tally:
+    """Stream maps and their labels into counts, also into those `beside`. An image without a prediction counts as all
+    void.
 
     ConfigError when no image has a label, a label is of another size than its map, none of its pixels is scored, or as
     `LabelFolder`; ValueError when a map holds a cluster that is not in 0..clusters-1.
@@ -95,6 +101,8 @@ def count_pixels(maps: Iterable[Prediction], source: LabelFolder, clusters: int,
             predicted = np.full(truth.shape, void, np.int32)
         _check_sizes(image_id, predicted.shape, path, truth.shape)
         tally.halves[tally.images % 2].add(predicted, truth)
+        if beside is not None:
+            beside.add(image_id, tally.images % 2, predicted, truth)
         tally.images += 1
     _check_counted(tally, source)
     return tally
@@ -216,7 +224,24 @@ def print_scores(result: Mapping[str, Any]) -> None:
             numbers = [found[convention][k] for k in ("miou", "accuracy") for convention in ("strict", "published")]
             table.add_row(title, *map(percent, numbers))
     console.print(table)
+    if result.get("same_features") is not None:
+        console.print(_gain_table(result["same_features"]))
     console.print(_class_table(result))
+
+
+def _gain_table(found: Mapping[str, Any]) -> Any:
+    from rich.table import Table
+
+    title = f"against k-means of the same features, at {found['places']:,} places (strict)"
+    table = Table("mapping", "measure", "this run", "k-means", "gain", title=title)
+    for key, mapping in (("one_to_one", "one to one"), ("other_half", "one to one, learnt on other half")):
+        for name, measure in (("miou", "mIoU"), ("accuracy", "accuracy")):
+            gain = found["gain"][key][name]
+            shown = "–" if gain is None else f"{100 * gain:+.1f}"
+            table.add_row(
+                mapping, measure, percent(found["run"][key][name]), percent(found["kmeans"][key][name]), shown
+            )
+    return table
 
 
 def _class_table(result: Mapping[str, Any]) -> Any:

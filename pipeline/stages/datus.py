@@ -113,7 +113,7 @@ class DatusFit(FitStage):
             run.stages["segments"].parts(),
             sampled_of_shards(run.index, semantics.sample_images, seed),
             stage.folder,
-            MergeSettings(semantics.classes, semantics.overclustering, seed),
+            MergeSettings(semantics.classes, int(semantics.overclustering), seed),
             actors=kmeans_actors(run.config.workers),
             on_iteration=said_now_and_then(stage.name),
         )

@@ -140,7 +140,7 @@ class PatchFit(FitStage):
             run.stages["patches"].parts(),
             read_conditioning(run.stages["conditioning"].folder),
             stage.folder,
-            MergeSettings(semantics.classes, semantics.overclustering, run.config.seed),
+            MergeSettings(semantics.classes, int(semantics.overclustering), run.config.seed),
             actors=kmeans_actors(run.config.workers),
             on_iteration=said_now_and_then(stage.name),
         )

@@ -127,7 +127,7 @@ class StegoFit(FitStage):
             terms=semantics.loss_terms(),
             auto_shifts=semantics.auto_shifts,
             conditioned=bool(semantics.conditioned),
-            overclustering=semantics.overclustering if semantics.conditioned else 1,
+            overclustering=int(semantics.overclustering) if semantics.conditioned else 1,
             neighbours=semantics.neighbours,
             batch_size=semantics.batch_size,
             steps=semantics.steps,

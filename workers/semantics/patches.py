@@ -85,7 +85,7 @@ class PatchSampler:
 
     def _rows(self, batch: list[LoadedImage], phases: Phases) -> Iterator[dict[str, Any]]:
         for image in batch:
-            nothing: dict[str, Any] = {"embedding": [], "across": [], "views": []}
+            nothing: dict[str, Any] = {"embedding": [], "places": [], "across": [], "views": []}
             found = nothing if image.pixels is None else self._sample(image.image_id, image.pixels, phases)
             yield plain_row(image) | found
 
@@ -104,10 +104,15 @@ class PatchSampler:
             outputs = self._backbone.features(to_images(pair, self._device), (params.output,))[params.output]
             grid = outputs.cpu().unflatten(1, (height // patch, width // patch)).numpy()
         with phases("sample"):
+            rows, columns, channels = grid.shape[1:]
+            kept = _some(rows * columns, params.patches, rng)
+            differences = neighbour_differences(grid[0]), view_differences(grid[0], grid[1], view)
+            across, views = (each[_some(len(each), params.differences, rng)] for each in differences)
             return {
-                "embedding": _some(grid[0].reshape(-1, grid.shape[-1]), params.patches, rng),
-                "across": _some(neighbour_differences(grid[0]), params.differences, rng),
-                "views": _some(view_differences(grid[0], grid[1], view), params.differences, rng),
+                "embedding": list(grid[0].reshape(-1, channels)[kept].astype(np.float16)),
+                "places": list(patch_places(rows, columns)[kept]),
+                "across": list(across.astype(np.float16)),
+                "views": list(views.astype(np.float16)),
             }
 
 
@@ -136,10 +141,15 @@ def view_differences(whole_hwC: NDArray[np.float32], view_hwC: NDArray[np.float3
     return (seen - there).reshape(-1, seen.shape[-1]).numpy()
 
 
-def _some(rows_NC: NDArray[np.float32], count: int, rng: np.random.Generator) -> list[NDArray[np.float16]]:
-    """Up to so many rows, drawn without replacement, in their order."""
-    kept = np.sort(rng.permutation(len(rows_NC))[:count])
-    return list(rows_NC[kept].astype(np.float16))
+def patch_places(rows: int, columns: int) -> NDArray[np.float32]:
+    """(rows * columns, 2): where the middle of each patch of a grid is, as (y, x) in shares of its height and width."""
+    y, x = ((np.arange(count) + 0.5) / count for count in (rows, columns))
+    return np.stack(np.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
+
+
+def _some(rows: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Up to `count` of so many rows, drawn without replacement, ascending."""
+    return np.sort(rng.permutation(rows)[:count])
 
 
 @dataclass(frozen=True, slots=True)

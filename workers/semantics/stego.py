@@ -86,25 +86,31 @@ class TeacherWorker:
 
 
 def teacher_views(pixels: Pixels, size: int, crops: Crops) -> Pixels:
-    """(H, W, 3) uint8 -> (1 or 5, size, size, 3) uint8: the largest centred square, resized, of the photo or of crops.
+    """(H, W, 3) uint8 -> (1 or 5, size, size, 3) uint8: the squares of `teacher_squares`, resized."""
+    photo = Image.fromarray(pixels)
+    height, width = pixels.shape[:2]
+    squares = teacher_squares(height, width, crops)
+    boxes = [(left, top, left + side, top + side) for left, top, side in squares]
+    return np.stack([np.array(photo.resize((size, size), Image.Resampling.LANCZOS, box=box)) for box in boxes])
+
+
+def teacher_squares(height: int, width: int, crops: Crops) -> list[tuple[float, float, int]]:
+    """(left, top, side) in pixels of the 1 or 5 squares that are looked at: the largest centred ones of the photo or of
+    its crops.
 
     The five crops (appendix A.3) are half as high and half as wide as the photo: its corners, row by row, and centre.
     """
-    height, width = pixels.shape[:2]
     if crops == "centre":
-        return _square(pixels, (0, 0, width, height), size)[None]
+        return [_square(0, 0, width, height)]
     half_h, half_w = max(1, height // 2), max(1, width // 2)
     right, bottom = width - half_w, height - half_h
     corners = [(0, 0), (right, 0), (0, bottom), (right, bottom), (right // 2, bottom // 2)]
-    return np.stack([_square(pixels, (x, y, x + half_w, y + half_h), size) for x, y in corners])
+    return [_square(x, y, half_w, half_h) for x, y in corners]
 
 
-def _square(pixels: Pixels, box: tuple[int, int, int, int], size: int) -> Pixels:
-    x1, y1, x2, y2 = box
-    side = min(x2 - x1, y2 - y1)
-    left, top = x1 + (x2 - x1 - side) / 2, y1 + (y2 - y1 - side) / 2
-    square = (left, top, left + side, top + side)
-    return np.array(Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS, box=square))
+def _square(x: int, y: int, width: int, height: int) -> tuple[float, float, int]:
+    side = min(width, height)
+    return x + (width - side) / 2, y + (height - side) / 2, side
 
 
 def read_features(row: Mapping[str, Any]) -> NDArray[np.float16]:

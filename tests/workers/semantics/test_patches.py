@@ -44,6 +44,8 @@ def test_a_row_has_patches_and_both_kinds_of_differences() -> None:
     assert table.schema.equals(patches_schema(DIM))
     assert [len(vectors) for vectors in table["embedding"].to_pylist()] == [10, 10, 10, 0]
     assert [len(vectors) for vectors in table["views"].to_pylist()] == [6, 6, 6, 0]
+    for places in table["places"].to_pylist()[:3]:
+        assert len(places) == 10 and places == sorted(places) and 0 < min(min(places)) < max(max(places)) < 1
     assert table["status"].to_pylist() == ["ok", "ok", "ok", "empty"]
 
 
