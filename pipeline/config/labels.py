@@ -177,8 +177,8 @@ class SemanticsConfig(Section):
     features: Auto | Output = "auto"  # of the patches
     sample_images: int = Field(2000, ge=2)  # photos whose patches are clustered, spread over the source
     components: int = Field(64, ge=1)  # of the conditioned features
-    # Clusters for each class, before they are merged: of patches by kmeans, and where features are conditioned of segments
-    # by datus and of the code by stego; auto: 4, for stego 2
+    # Clusters for each class, before they are merged: kmeans' of patches, and where features are conditioned datus' of
+    # segments and stego's of the code; auto: 4, for stego 2
     overclustering: Auto | Annotated[int, Field(ge=1, le=64)] = "auto"
     # datus
     # Patches of segments too small to have a class; auto: nearest where features are conditioned, else none.
