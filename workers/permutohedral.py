@@ -146,11 +146,18 @@ def _code_strides(cells_DP: Tensor) -> Tensor:
     strides, product = [], len(cells_DP)
     for low, high in zip(lowest, highest, strict=True):
         strides.append(product)
-        product *= high - low + 4  # vertices reach one cell below, neighbours one further on both sides
+        product *= high - low + 3  # vertices reach one cell below; no neighbour may be taken for a vertex
     if product >= 2**62:
         strides = [pow(0x9E3779B97F4A7C15, axis + 1, 2**63) for axis in range(len(strides))]
-    dtype = torch.int32 if product < 2**30 else torch.int64
+    dtype = torch.int32 if product <= 2**32 else torch.int64
+    if dtype == torch.int32:
+        strides = [_wrapped(stride) for stride in strides]
     return torch.tensor([*strides, 0], dtype=dtype, device=cells_DP.device)
+
+
+def _wrapped(number: int) -> int:
+    """As an int32 holds it, modulo 2^32."""
+    return (number + 2**31) % 2**32 - 2**31
 
 
 def _vertex_codes(cells_DP: Tensor, ranks_DP: Tensor, strides_D: Tensor) -> Tensor:
@@ -172,18 +179,64 @@ def _vertex_codes(cells_DP: Tensor, ranks_DP: Tensor, strides_D: Tensor) -> Tens
 def _neighbours(codes_V: Tensor, remainders_V: Tensor, strides_D: Tensor) -> Tensor:
     """(D, V+1, 2) int32 rows of the vertices one step down and up each direction; V where there is none, and in row V.
 
-    `codes_V` ascending. One step down direction j takes 1 from every coordinate and gives d+1 to coordinate j.
+    One step down direction j takes 1 from every coordinate and gives d+1 to coordinate j.
     """
     vertices, size = len(codes_V), len(strides_D)
     rows_V = torch.arange(vertices, dtype=torch.int32, device=codes_V.device)
     neighbours_DV2 = rows_V.new_full((size, vertices + 1, 2), vertices)
     wrapped = size - 1 - strides_D.sum(dtype=strides_D.dtype)
-    one_less_V = codes_V + torch.where(remainders_V == 0, wrapped, -1)
+    one_less_V = codes_V + torch.where(remainders_V == 0, wrapped, -1).to(codes_V.dtype)
+    rows = _RowsByCode(codes_V)
     for neighbours_V2, stride in zip(neighbours_DV2, strides_D, strict=True):
-        wanted_V = one_less_V + stride
-        place_V = torch.searchsorted(codes_V, wanted_V).clamp_(max=vertices - 1)
-        place_V = torch.where(codes_V.index_select(0, place_V) == wanted_V, place_V, vertices)
+        place_V = rows.find(one_less_V + stride)
         neighbours_V2[:vertices, 0] = place_V
-        neighbours_V2[:, 1].scatter_(0, place_V, rows_V)
+        neighbours_V2[:, 1].scatter_(0, place_V.long(), rows_V)
     neighbours_DV2[:, vertices] = vertices
     return neighbours_DV2
+
+
+class _RowsByCode:
+    """The row of each code: hash tables with room for one row a slot, where a row that lost its slot is in the next.
+
+    Tables are small enough that most look-ups stay in a cache, which a binary search of all codes does not.
+    """
+
+    MULTIPLIERS = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F)  # odd, of well mixed bits
+
+    def __init__(self, codes_V: Tensor) -> None:
+        """`codes_V`: int32 or int64, all different."""
+        self._codes_V = codes_V
+        self._tables: list[Tensor] = []
+        left = torch.arange(len(codes_V), dtype=torch.int32, device=codes_V.device)
+        while len(left):
+            codes = codes_V.index_select(0, left)
+            table = left.new_full((1 << max(4, (4 * len(left) - 1).bit_length()),), -1)
+            slots = self._slots(codes, len(self._tables), len(table))
+            table[slots] = left
+            self._tables.append(table)
+            left = left[table.index_select(0, slots) != left]
+
+    def find(self, wanted_N: Tensor) -> Tensor:
+        """(N,) codes -> (N,) int32 rows, V where no row has the code."""
+        vertices = len(self._codes_V)
+        found_N = torch.full_like(wanted_N, vertices, dtype=torch.int32)
+        left: Tensor | None = None  # places of codes whose slot another row has; None: all
+        for number, table in enumerate(self._tables):
+            wanted = wanted_N if left is None else wanted_N.index_select(0, left)
+            rows = table.index_select(0, self._slots(wanted, number, len(table)))
+            taken = rows >= 0  # an empty slot: no row of this or a later table has the code
+            hit = taken & (self._codes_V.index_select(0, rows.clamp(min=0)) == wanted)
+            if left is None:
+                found_N = torch.where(hit, rows, found_N)
+            else:
+                found_N[left[hit]] = rows[hit]
+            missed = (taken & ~hit).nonzero().squeeze(1)
+            left = missed if left is None else left.index_select(0, missed)
+        return found_N
+
+    def _slots(self, codes: Tensor, number: int, size: int) -> Tensor:
+        """Multiplicative hashing: the upper bits of a product, another one in each table."""
+        factor, bits = self.MULTIPLIERS[number % 4] + 2 * (number // 4), size.bit_length() - 1
+        if codes.dtype == torch.int64:
+            return (codes * (factor << 20 | 0x1D872B41) >> (64 - bits)) & (size - 1)
+        return (codes * _wrapped(factor) >> (32 - bits)) & (size - 1)
