@@ -137,14 +137,16 @@ def score_panoptic(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for method, sections in PANOPTIC.items():
         for seed in args.seeds:
             config = config_of(args, PANOPTIC_SET, DINOV2, seed, sections)
-            run_up_to(config, "panoptic")
+            entry = {"set": PANOPTIC_SET, "method": method, "seed": seed}
+            try:
+                run_up_to(config, "panoptic")
+            except StageFailed as error:
+                yield entry | {"failed": str(error).splitlines()[0]}
+                continue
             labels, folder = str(args.data / PANOPTIC_SET / "panoptic.json"), str(args.runs / "scores" / PANOPTIC_SET)
             found = evaluate_run(config.run.uri, labels, output=folder, leftover="argmax")
             same, other = found["all_images"], found["other_half"]
-            yield {
-                "set": PANOPTIC_SET,
-                "method": method,
-                "seed": seed,
+            yield entry | {
                 **{name: same[name] for name in ("PQ", "SQ", "RQ", "PQ_things", "PQ_stuff", "mIoU")},
                 "PQ, other half": other["PQ"],
             }

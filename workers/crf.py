@@ -9,6 +9,7 @@ Names end in their shape: C classes, H x W pixels, P = H*W, N masks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,7 @@ class CrfParams:
     bilateral_sxy: float = 50.0  # standard deviation, pixels
     bilateral_srgb: float = 5.0  # standard deviation, grey levels (0-255)
     bilateral_compat: float = 10.0  # weight of the kernel
+    fast: bool = False  # by `workers.fast_crf`, whose labels are not quite the same, where a caller heeds it
 
     def __post_init__(self) -> None:
         for name in ("iterations", "gaussian_compat", "bilateral_compat"):
@@ -43,6 +45,7 @@ class CrfParams:
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
 
 
+LogOdds = Callable[[Tensor, Tensor, CrfParams], Tensor]
 CUTLER = CrfParams()
 STEGO = CrfParams(gaussian_sxy=1.0, gaussian_compat=3.0, bilateral_sxy=67.0, bilateral_srgb=3.0, bilateral_compat=4.0)
 
@@ -52,13 +55,9 @@ class ImageKernels:
 
     def __init__(self, image_hw3: NDArray[np.uint8] | Tensor, params: CrfParams, *, device: torch.device | str) -> None:
         """`image_hw3`: (h, w, 3) uint8, any channel order. ValueError for another shape or dtype."""
-        image_HW3 = _tensor(image_hw3)
-        if image_HW3.ndim != 3 or image_HW3.shape[2] != 3 or image_HW3.dtype != torch.uint8 or not image_HW3.numel():
-            raise ValueError(
-                f"the image must be (h, w, 3) uint8 and not empty, not {tuple(image_HW3.shape)} {image_HW3.dtype}"
-            )
+        image_HW3 = _image(image_hw3)
         self.height, self.width = image_HW3.shape[:2]
-        features_5P = _features(image_HW3.to(device))
+        features_5P = image_features(image_HW3.to(device))
         self.lattices = []
         if params.gaussian_compat:
             deviations = [params.gaussian_sxy] * 2
@@ -86,17 +85,8 @@ def dense_crf(
     Each iteration is Q = softmax(-U + sum over kernels of w n K (n Q)), all pixels at once, U = -log(clip(p, 1e-5, 1)),
     n = 1 / sqrt(K 1) (equation 4 and algorithm 1, Potts model). Raises ValueError for other shapes, dtypes or values.
     """
-    probs_CHW = _tensor(probs_chw)
-    if probs_CHW.ndim != 3 or len(probs_CHW) < 2 or not probs_CHW.is_floating_point() or not probs_CHW.numel():
-        raise ValueError(
-            f"probs must be (C, h, w) floating with C >= 2 and not empty, "
-            f"not {tuple(probs_CHW.shape)} {probs_CHW.dtype}"
-        )
-    _check_size("probs", probs_CHW, image_hw3_uint8)
-    low, high = (value.item() for value in torch.aminmax(probs_CHW))
-    if not (low >= 0 and high <= 1.001):
-        raise ValueError(f"probs must lie in [0, 1], not [{low:g}, {high:g}]: apply a softmax to logits first")
-    kernels = ImageKernels(image_hw3_uint8, params, device=probs_CHW.device)
+    image_HW3, probs_CHW = check_arguments(image_hw3_uint8, probs_chw)
+    kernels = ImageKernels(image_HW3, params, device=probs_CHW.device)
     log_probs_PC = probs_CHW.float().clamp(1e-5, 1).log().flatten(1).t().contiguous()
     q_PC = log_probs_PC.softmax(1)
     for _ in range(params.iterations):
@@ -111,10 +101,12 @@ def refine_masks(
     params: CrfParams,
     *,
     device: torch.device | str,
+    log_odds: LogOdds | None = None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
     """Each mask of one image after the CRF, its holes filled, and how much of the coarse mask that kept.
 
-    `image_hw3_uint8`: (h, w, 3) uint8; `masks_nhw`: (n, h, w) bool, n may be 0. Each mask is refined alone.
+    `image_hw3_uint8`: (h, w, 3) uint8; `masks_nhw`: (n, h, w) bool, n may be 0. Each mask is refined alone. `log_odds`:
+    what stands in for `exact_log_odds`.
     Returns (n, h, w) bool and (n,) float32, the IoU of refined and coarse mask in [0, 1], 0 where both are empty.
     MaskCut (arXiv 2301.11320, section 3.2) keeps a mask only if that IoU is 0.5 or more: the caller drops the others.
     Raises ValueError for other shapes or dtypes.
@@ -125,8 +117,7 @@ def refine_masks(
     _check_size("masks", masks_NHW, image_hw3_uint8)
     if not len(masks_NHW):
         return np.zeros(masks_NHW.shape, bool), np.zeros(0, np.float32)
-    kernels = ImageKernels(image_hw3_uint8, params, device=device)
-    log_odds_NHW = _binary_log_odds(kernels, masks_NHW.to(device), params.iterations)
+    log_odds_NHW = (log_odds or exact_log_odds)(_image(image_hw3_uint8).to(device), masks_NHW.to(device), params)
     refined_NHW = np.stack([fill_holes(mask) for mask in (log_odds_NHW > 0).cpu().numpy()])
     return refined_NHW, _iou(refined_NHW, masks_NHW.cpu().numpy())
 
@@ -141,20 +132,38 @@ def fill_holes(mask_hw: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return ~reaches_border[components]
 
 
-def _binary_log_odds(kernels: ImageKernels, masks_NHW: Tensor, iterations: int) -> Tensor:
-    """(n, h, w) bool -> (n, h, w) float32, log of foreground over background marginal.
+def exact_log_odds(image_HW3: Tensor, masks_NHW: Tensor, params: CrfParams) -> Tensor:
+    """(h, w, 3) uint8, (n, h, w) bool on one device -> (n, h, w) float32, log of foreground over background marginal.
 
     The unary is the softmax of (1 - m, m), log odds of 1 or -1. Of two labels only the difference matters, and messages
     are linear: one channel q1 - q0 = tanh(log odds / 2) a mask, and n masks are n channels of one filter.
     """
+    kernels = ImageKernels(image_HW3, params, device=image_HW3.device)
     unary_PN = masks_NHW.flatten(1).t().float().mul(2).sub(1).contiguous()
     log_odds_PN = unary_PN
-    for _ in range(iterations):
+    for _ in range(params.iterations):
         log_odds_PN = unary_PN + kernels.messages(torch.tanh(log_odds_PN / 2))
     return log_odds_PN.t().reshape(masks_NHW.shape)
 
 
-def _features(image_HW3: Tensor) -> Tensor:
+def check_arguments(
+    image_hw3_uint8: NDArray[np.uint8] | Tensor, probs_chw: NDArray[np.floating] | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Image and probabilities of `dense_crf` as tensors. ValueError as there."""
+    probs_CHW = _tensor(probs_chw)
+    if probs_CHW.ndim != 3 or len(probs_CHW) < 2 or not probs_CHW.is_floating_point() or not probs_CHW.numel():
+        raise ValueError(
+            f"probs must be (C, h, w) floating with C >= 2 and not empty, "
+            f"not {tuple(probs_CHW.shape)} {probs_CHW.dtype}"
+        )
+    _check_size("probs", probs_CHW, image_hw3_uint8)
+    low, high = (value.item() for value in torch.aminmax(probs_CHW))
+    if not (low >= 0 and high <= 1.001):
+        raise ValueError(f"probs must lie in [0, 1], not [{low:g}, {high:g}]: apply a softmax to logits first")
+    return _image(image_hw3_uint8), probs_CHW
+
+
+def image_features(image_HW3: Tensor) -> Tensor:
     """(h, w, 3) uint8 -> (5, h*w) float32: x, y, and the three colours."""
     height, width = image_HW3.shape[:2]
     features_5HW = torch.empty(5, height, width, device=image_HW3.device)
@@ -172,6 +181,15 @@ def _kernel(features_dP: Tensor, deviations: list[float], compat: float) -> Latt
 def _tensor(array: NDArray[np.generic] | Tensor) -> Tensor:
     # The copy admits what torch cannot share: arrays that are read-only (Pillow's) or reversed (RGB seen as BGR).
     return array if isinstance(array, Tensor) else torch.from_numpy(np.array(array, order="C"))
+
+
+def _image(image_hw3: NDArray[np.uint8] | Tensor) -> Tensor:
+    image_HW3 = _tensor(image_hw3)
+    if image_HW3.ndim != 3 or image_HW3.shape[2] != 3 or image_HW3.dtype != torch.uint8 or not image_HW3.numel():
+        raise ValueError(
+            f"the image must be (h, w, 3) uint8 and not empty, not {tuple(image_HW3.shape)} {image_HW3.dtype}"
+        )
+    return image_HW3
 
 
 def _check_size(name: str, maps: Tensor, image: NDArray[np.uint8] | Tensor) -> None:

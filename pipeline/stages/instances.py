@@ -67,6 +67,8 @@ class Instances(ShardStage):
         content = facts.photos() | sections(config, "maskcut", "crf", "embedding")
         if content["maskcut"]["features"] == "keys":  # what was cut before there was a choice
             del content["maskcut"]["features"]
+        if not content["crf"]["fast"]:  # likewise
+            del content["crf"]["fast"]
         return content
 
     def check(self, config: Config, index: Index | None) -> None:

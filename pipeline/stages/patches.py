@@ -58,7 +58,7 @@ class PatchMapShards(PhotoShards):
 
     def make_worker(self) -> Any:
         from pipeline.semantics.patches import load_codebook
-        from workers.crf import STEGO
+        from workers.semantics.class_maps import crf_of
         from workers.semantics.patches import PatchMapWorker
 
         semantics, workers = self.config.semantics, self.config.workers
@@ -68,7 +68,7 @@ class PatchMapShards(PhotoShards):
             output=semantics.features,
             image_size=semantics.image_size,
             flip=bool(semantics.flip),
-            crf=STEGO if semantics.crf else None,
+            crf=crf_of(semantics.crf),
             device=workers.device,
             batch_size=workers.batch_size,
         )

@@ -55,13 +55,13 @@ class StegoShards(PhotoShards):
 
     def make_worker(self) -> Any:
         from pipeline.semantics.stego import load_stego
-        from workers.crf import STEGO
+        from workers.semantics.class_maps import crf_of
         from workers.semantics.stego import ClassMapParams, StegoWorker
 
         semantics, workers = self.config.semantics, self.config.workers
         folder = self.job.inputs["semantics_fit"].folder
         fitted = load_stego(folder, teacher=self.job.teacher, classes=semantics.classes)
-        params = ClassMapParams(semantics.image_size, bool(semantics.flip), crf=STEGO if semantics.crf else None)
+        params = ClassMapParams(semantics.image_size, bool(semantics.flip), crf=crf_of(semantics.crf))
         return StegoWorker(
             load_teacher(self),
             fitted.head,

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from model.backbone import Backbone
-from workers.crf import CrfParams, refine_masks
+from workers.crf import CrfParams, exact_log_odds, refine_masks
 from workers.decode import resize_keep_aspect, resize_square
 from workers.embeddings import embed_crops, masked_crop
+from workers.fast_crf import fast_log_odds
 from workers.images import LoadedImage
 from workers.instances.found import Found, encode_masks
 from workers.instances.passes import forward_passes
@@ -85,7 +86,9 @@ class MaskCuts:
         assert image.pixels is not None
         patch = self._backbone.patch_size
         coarse = coarse_nhw[coarse_nhw.any((1, 2))].repeat(patch, 1).repeat(patch, 2)
-        refined, ious = refine_masks(resized_hw3, coarse, self._params.crf, device=self._device)
+        crf = self._params.crf
+        log_odds = fast_log_odds if crf.fast else exact_log_odds
+        refined, ious = refine_masks(resized_hw3, coarse, crf, device=self._device, log_odds=log_odds)
         height, width = image.pixels.shape[:2]
         kept = [
             (resize_mask(mask, height, width), float(iou))

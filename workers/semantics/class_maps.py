@@ -13,6 +13,7 @@ import io
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.enlarge import argmax_at_size
-from workers.crf import CrfParams, dense_crf
+from workers.crf import STEGO, CrfParams, dense_crf
 from workers.decode import Pixels, resize_keep_aspect
+from workers.fast_crf import fast_crf
 from workers.images import LoadedImage, table_of_images
 from workers.phases import Phases
 from workers.records import SEMANTICS_SCHEMA
 from workers.semantics.teacher import Teacher
+
+
+def crf_of(wanted: bool | str) -> CrfParams | None:
+    """What `semantics.crf` asks for: STEGO's, as published or fast, or none."""
+    return replace(STEGO, fast=wanted == "fast") if wanted else None
 
 
 class ClassMapWorker(ABC):
@@ -90,7 +97,8 @@ def _refined(image_HW3: Pixels, log_probs_Shw: Tensor, params: CrfParams) -> Ten
         return log_probs_Shw
     size = image_HW3.shape[:2]
     upsampled = F.interpolate(log_probs_Shw[None], size=size, mode="bilinear", align_corners=False)[0]
-    return dense_crf(image_HW3, upsampled.softmax(0), params).clamp_min(1e-10).log()
+    refine = fast_crf if params.fast and len(log_probs_Shw) > 2 else dense_crf
+    return refine(image_HW3, upsampled.softmax(0), params).clamp_min(1e-10).log()
 
 
 def encode_labels(labels_HW: NDArray[np.uint8]) -> bytes:
