@@ -9,7 +9,7 @@ Against `workers.crf`, which equals the published programs:
   and follows the pixel (SELF).
 - The Gaussian over position is a convolution.
 - Of two classes, the log odds are found on half the grid and enlarged, as coarse masks have outlines without detail and
-  the Gaussian blurs them: the same label on 99.3 to 99.7 %. Of many classes that would change 3 %: there it is not done.
+  the Gaussian blurs them: the same label on 99.3 to 99.7 %. Of many classes it would change 3 %, and is not done.
 
 Shapes as in `workers.crf`; K channels, of kept classes and the rest.
 """
