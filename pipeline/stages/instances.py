@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workers.instances.found import MaskGenerator
 
 BEYOND_DOUBT = (32, 0.95)  # readable photos, and the share of them without a mask, at which the stage need not go on
+GO_ON = "Raise run.max_empty to go on all the same"
 
 
 class InstanceShards(PhotoShards):
@@ -93,16 +94,18 @@ class Instances(ShardStage):
 
     def complaint(self, config: Config, receipts: Sequence[Receipt], *, final: bool) -> str | None:
         """Most readable photos have no mask."""
-        rows = add_up(receipt.rows for receipt in receipts)
-        empty = rows.get(Status.NO_MASKS, 0)
-        readable = empty + rows.get(Status.OK, 0)
+        empty, readable = count_empty(receipts)
         least, share = (1, config.run.max_empty) if final else BEYOND_DOUBT
         if readable < least or empty <= max(share, config.run.max_empty) * readable:
             return None
-        return (
-            f"{empty} of {readable} readable photos have no mask. {_why(config, receipts)}"
-            "Raise run.max_empty to go on all the same"
-        )
+        return f"{empty} of {readable} readable photos have no mask. {_why(config, receipts)}{GO_ON}"
+
+
+def count_empty(receipts: Sequence[Receipt]) -> tuple[int, int]:
+    """Readable photos without a mask, and all readable ones."""
+    rows = add_up(receipt.rows for receipt in receipts)
+    empty = rows.get(Status.NO_MASKS, 0)
+    return empty, empty + rows.get(Status.OK, 0)
 
 
 def _why(config: Config, receipts: Sequence[Receipt]) -> str:

@@ -4,16 +4,18 @@ embeddings conditioned by a fit over a sample."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from pipeline.config import Config
+from pipeline.engine.receipts import Receipt
 from pipeline.engine.shards import ShardActor, read_part
 from pipeline.engine.stage import ARTIFACT, Stage
 from pipeline.stages.base import FitStage, Run, ShardStage, thing_stage
 from pipeline.stages.facts import Content, Facts, sections
+from pipeline.stages.instances import GO_ON, count_empty
 from pipeline.store import storage
 from workers.conditioning import Conditioning, Moments, whitening
 from workers.records import instances_schema
@@ -81,6 +83,7 @@ class EmbeddingFit(FitStage):
 
 class Things(ShardStage):
     name = "things"
+    watched = True
 
     @classmethod
     def of(cls, config: Config) -> Iterable[Self]:
@@ -97,6 +100,16 @@ class Things(ShardStage):
 
     def actor(self) -> type[ThingShards]:
         return ThingShards
+
+    def complaint(self, config: Config, receipts: Sequence[Receipt], *, final: bool) -> str | None:
+        """Most readable photos have no thing."""
+        empty, readable = count_empty(receipts)
+        if not final or empty <= config.run.max_empty * readable:
+            return None
+        return (
+            f"{empty} of {readable} readable photos have no mask whose score is high enough for a thing. Lower "
+            f"things.min_score ({config.things.min_score}). {GO_ON}"
+        )
 
 
 def read_conditioning(folder: str) -> Conditioning:

@@ -14,6 +14,7 @@ from pipeline.config import Config
 from pipeline.engine.receipts import Receipt
 from pipeline.stages.instances import Instances
 from pipeline.stages.table import define_stages
+from pipeline.stages.things import Things
 from workers.maskcut import maskcut
 from workers.ncut import COSINE_BINS, sample_cosines
 
@@ -62,6 +63,16 @@ def test_when_it_complains(ok: int, empty: int, final: bool, max_empty: float, c
 def test_trees_have_no_graphs_to_tell_of() -> None:
     said = Instances().complaint(config("dinov2_vits14"), [receipt(0, 9)], final=True)
     assert said is not None and "graphs" not in said
+
+
+def test_masks_of_which_none_is_good_enough_for_a_thing_are_a_complaint() -> None:
+    settings = config("dinov2_vits14", things={"min_score": 0.7})
+    said = Things().complaint(settings, [receipt(1, 9)], final=True)
+    assert said is not None and "9 of 10 readable photos have no mask whose score" in said
+    assert "things.min_score (0.7)" in said and "run.max_empty" in said
+    assert Things().complaint(settings, [receipt(5, 5)], final=True) is None
+    assert Things().complaint(settings, [receipt(0, 0)], final=True) is None
+    assert Things().complaint(settings, [receipt(0, 90)], final=False) is None
 
 
 @pytest.mark.parametrize("name", BACKBONES)
