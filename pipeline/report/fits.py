@@ -101,19 +101,8 @@ def read_datus(stage: Stage) -> DatusFit | None:
     record = read_record(stage, "sizes", "iterations")
     if record is None:
         return None
-    sizes, inertia = [int(size) for size in record["sizes"]], record.get("inertia") or []
-    drawn = [
-        *lines("Inertia of k-means", range(1, len(inertia) + 1), {"": inertia}, "iteration", "inertia"),
-        charts.bar_chart(
-            "Segments of each class",
-            sizes,
-            list(range(1, len(sizes) + 2)),
-            x_label="stuff class",
-            y_label="segments",
-            centred=True,
-        ),
-    ]
-    return DatusFit(sum(sizes), int(record["iterations"]), sizes.count(0), drawn)
+    sizes = [int(size) for size in record["sizes"]]
+    return DatusFit(sum(sizes), int(record["iterations"]), sizes.count(0), _kmeans(record, sizes, "segments"))
 
 
 def read_patches(stage: Stage) -> PatchFit | None:
@@ -121,19 +110,25 @@ def read_patches(stage: Stage) -> PatchFit | None:
     record = read_record(stage, "sizes", "iterations", "clusters", "components", "inertia")
     if record is None:
         return None
-    sizes, inertia = [int(size) for size in record["sizes"]], record["inertia"]
-    drawn = [
+    sizes = [int(size) for size in record["sizes"]]
+    clusters, components, iterations = (int(record[key]) for key in ("clusters", "components", "iterations"))
+    return PatchFit(sum(sizes), clusters, components, iterations, _kmeans(record, sizes, "patches"))
+
+
+def _kmeans(record: dict[str, Any], sizes: list[int], rows: str) -> list[charts.Chart]:
+    """Inertia of the iterations, and how many of the `rows` each class has."""
+    inertia = record.get("inertia") or []
+    return [
         *lines("Inertia of k-means", range(1, len(inertia) + 1), {"": inertia}, "iteration", "inertia"),
         charts.bar_chart(
-            "Patches of each class",
+            f"{rows.capitalize()} of each class",
             sizes,
             list(range(1, len(sizes) + 2)),
             x_label="stuff class",
-            y_label="patches",
+            y_label=rows,
             centred=True,
         ),
     ]
-    return PatchFit(sum(sizes), int(record["clusters"]), int(record["components"]), int(record["iterations"]), drawn)
 
 
 def read_refine(stage: Stage) -> RefineFit | None:
