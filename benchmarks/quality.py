@@ -1,7 +1,7 @@
 """Labels against human ones: every method at hand on every labelled set of photos, with seeds where there is chance.
 
     python benchmarks/quality.py ../shared/data WEIGHTS [--runs runs/quality] [--only masks stuff panoptic]
-        [--seeds 0 1 2] [--output benchmarks/results/quality-cpu.json]
+        [--seeds 0 1 2] [--methods NAME] [--output benchmarks/results/quality-cpu.json]
 
 DATA holds `camvid`, `msrc-200`, `coco-panoptic-100` and `coco-instances-150`; WEIGHTS are those of a DINOv2 ViT-S/14.
 Masks: class-agnostic AP and AR, and the purity of 80 clusters. Stuff: strict mIoU, one to one, the mapping learnt on
@@ -18,7 +18,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from machine import describe_machine, publish
 
@@ -30,6 +30,7 @@ from pipeline.evaluate.semantic import evaluate_semantic
 from pipeline.operations.run import run
 from pipeline.stages.table import define_stages
 
+M = TypeVar("M")
 DINOV2 = "dinov2_vits14"
 DCT = "patch-dct"
 MASKCUT = {"instances": {"method": "maskcut"}}
@@ -73,6 +74,10 @@ def config_of(args: argparse.Namespace, photos: str, backbone: str, seed: int, s
     return parse_config(base | sections, origin="benchmarks/quality.py")
 
 
+def wanted(args: argparse.Namespace, methods: dict[str, M]) -> Iterator[tuple[str, M]]:
+    return ((name, how) for name, how in methods.items() if args.methods in name)
+
+
 def run_up_to(config: Config, *last: str) -> set[str]:
     """Run these stages and what they are made from; the names of all of those."""
     defined, names = define_stages(config), set[str]()
@@ -86,7 +91,7 @@ def run_up_to(config: Config, *last: str) -> set[str]:
 
 def score_masks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for photos, truth in MASK_SETS.items():
-        for method, (backbone, sections) in MASKS.items():
+        for method, (backbone, sections) in wanted(args, MASKS):
             for seed in args.seeds:
                 config = config_of(args, photos, backbone, seed, sections)
                 chosen = "things" if "things" in run_up_to(config, "clusters") else "instances"
@@ -107,7 +112,7 @@ def score_masks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def score_stuff(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for photos, (classes, ignore) in STUFF_SETS.items():
-        for method, (backbone, settings) in STUFF.items():
+        for method, (backbone, settings) in wanted(args, STUFF):
             for seed in args.seeds:
                 config = config_of(
                     args, photos, backbone, seed, {"semantics": {**PLAIN, **settings, "classes": classes}}
@@ -134,7 +139,7 @@ def _gain(found: dict[str, Any] | None) -> float | None:
 
 
 def score_panoptic(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    for method, sections in PANOPTIC.items():
+    for method, sections in wanted(args, PANOPTIC):
         for seed in args.seeds:
             config = config_of(args, PANOPTIC_SET, DINOV2, seed, sections)
             entry = {"set": PANOPTIC_SET, "method": method, "seed": seed}
@@ -178,15 +183,29 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--methods", default="", help="only those whose name holds this")
+    parser.add_argument("--output", type=Path, help="a file that is there keeps its other scores")
     args = parser.parse_args()
-    entries: list[dict[str, Any]] = []
+    known = args.output is not None and args.output.is_file()
+    entries = {_key(entry): entry for entry in json.loads(args.output.read_text())["scores"]} if known else {}
     for part in args.only:
         for entry in PARTS[part](args):
-            entries.append({"part": part} | entry)
-            print(json.dumps(entries[-1]), file=sys.stderr, flush=True)
-    publish({"benchmark": "quality", "machine": describe_machine(), "scores": entries}, args.output)
-    print_table(entries)
+            found = {"part": part} | entry
+            entries[_key(found)] = found
+            print(json.dumps(found), file=sys.stderr, flush=True)
+    ordered = sorted(entries.values(), key=_place)
+    publish({"benchmark": "quality", "machine": describe_machine(), "scores": ordered}, args.output)
+    print_table(ordered)
+
+
+def _key(entry: dict[str, Any]) -> tuple[str, str, str, int]:
+    return entry["part"], entry["set"], entry["method"], entry["seed"]
+
+
+def _place(entry: dict[str, Any]) -> tuple[int, str, int, int]:
+    """In the order of the tables of this file."""
+    methods = [*MASKS, *STUFF, *PANOPTIC]
+    return list(PARTS).index(entry["part"]), entry["set"], methods.index(entry["method"]), entry["seed"]
 
 
 if __name__ == "__main__":
