@@ -53,9 +53,10 @@ def wait_for_parts(run: Path, count: int, process: subprocess.Popen[str]) -> Non
 
 
 def kill_driver(process: subprocess.Popen[str]) -> None:
-    """SIGKILL, until all of its workers have ended too."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    workers = workers_now()
+    """SIGKILL, until all of its workers have ended too; those of a run in this process stay until Ray takes them."""
+    driver = psutil.Process(process.pid)
+    family, started = driver.children(recursive=True), driver.create_time()
+    workers = [worker for worker in workers_now() if worker.create_time() >= started]
     os.kill(process.pid, signal.SIGKILL)
     process.wait(timeout=DEADLINE_S)
     _, alive = psutil.wait_procs(workers, timeout=60)
