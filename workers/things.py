@@ -17,7 +17,7 @@ from pycocotools import mask as coco
 from workers.kmeans import embedding_rows
 from workers.records import READABLE, instances_schema
 
-THINGS_A_PHOTO = 3  # on average, where nobody has measured which score is worth a thing
+THINGS_A_PHOTO = 2  # on average, where nobody has measured which score is worth a thing
 COLUMNS = ("rle", "bbox", "area", "score", "embedding")
 
 
@@ -49,8 +49,8 @@ def scores_of(things: pa.Table) -> NDArray[np.float32]:
     return np.asarray(scores.to_numpy(zero_copy_only=False), np.float32)
 
 
-def score_of_three(parts: Sequence[pa.Table]) -> float:
-    """The score that leaves a photo with three masks on average; 0 where there are fewer."""
+def score_of_two(parts: Sequence[pa.Table]) -> float:
+    """The score that leaves a photo with two masks on average; 0 where there are fewer."""
     readable = sum(status in READABLE for part in parts for status in part["status"].to_pylist())
     scores = np.sort(np.concatenate([scores_of(part) for part in parts]))[::-1]
     wanted = THINGS_A_PHOTO * readable

@@ -26,7 +26,7 @@ class Card:
     embedding: str  # whose mean inside a mask of a tree is the embedding of the thing
     stuff: str  # whose patches are clustered to stuff classes
     whole: bool  # whether CLS says what the photo is of, in the space of the tokens
-    min_score: float | None  # of a mask of a tree that becomes a thing; None: such that a photo has three on average
+    min_score: float | None  # of a mask of a tree that becomes a thing; None: such that a photo has two on average
     published: bool  # STEGO and DatUS2 as published: their own features, and shifts of a preset
 
 
@@ -58,7 +58,7 @@ _DINOV2 = Card(
 # Of 24 blocks, those at the same share of the depth: not measured.
 _DEEP = replace(_DINOV2, trees=("block:19", "tokens", "block:17"), embedding="block:19", stuff="block:17:norm")
 _PATCHES = replace(_DINO, trees=("tokens",))
-_MEASURED = replace(_DINOV2, min_score=0.4)
+_MEASURED = replace(_DINOV2, min_score=0.6)
 
 
 def card_of(name: str) -> Card:

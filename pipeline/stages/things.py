@@ -19,7 +19,7 @@ from pipeline.stages.instances import GO_ON, count_empty
 from pipeline.store import storage
 from workers.conditioning import Conditioning, Moments, whitening
 from workers.records import instances_schema
-from workers.things import ThingParams, choose_things, embeddings_of, score_of_three, scores_of, with_embeddings
+from workers.things import ThingParams, choose_things, embeddings_of, score_of_two, scores_of, with_embeddings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,7 +66,7 @@ class EmbeddingFit(FitStage):
         instances, settings = run.stages["instances"], run.config.things
         shards = np.unique(np.linspace(0, instances.shards - 1, SAMPLED_PARTS).astype(int)).tolist()
         parts = [choose_things(read_part(instances, shard), _params(run.config, 0.0)) for shard in shards]
-        least = score_of_three(parts) if settings.min_score == "auto" else float(settings.min_score)
+        least = score_of_two(parts) if settings.min_score == "auto" else float(settings.min_score)
         chosen = [(scores_of(part) >= least, embeddings_of(part)) for part in parts]
         moments = Moments(chosen[0][1].shape[1])
         for sure, rows in chosen:

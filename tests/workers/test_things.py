@@ -10,7 +10,7 @@ import pytest
 
 from workers.masks import encode_rle, mask_box
 from workers.records import instances_schema
-from workers.things import ThingParams, choose_things, embeddings_of, score_of_three, with_embeddings
+from workers.things import ThingParams, choose_things, embeddings_of, score_of_two, with_embeddings
 
 SIZE = (20, 30)
 
@@ -85,9 +85,9 @@ def test_new_embeddings_take_the_place_of_the_old() -> None:
     assert empty["embedding"].to_pylist() == [[]]
 
 
-def test_the_score_that_leaves_three_a_photo() -> None:
+def test_the_score_that_leaves_two_a_photo() -> None:
     many = [box(0, x, 5, x + 1) for x in range(8)]
     parts = [part(row("a", many, [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])), part(row("b", [], []))]
-    assert score_of_three(parts) == pytest.approx(0.3)
-    assert score_of_three(parts[1:]) == 0
-    assert score_of_three([part(row("a", many[:2], [0.5, 0.4]))]) == 0
+    assert score_of_two(parts) == pytest.approx(0.5)
+    assert score_of_two(parts[1:]) == 0
+    assert score_of_two([part(row("a", many[:1], [0.5]))]) == 0
