@@ -84,7 +84,7 @@ def test_things_of_merge_trees_over_stuff_of_patches(config_file: Path, tmp_path
         assert set(chosen["rle"]) <= set(all_masks["rle"]) and len(chosen["rle"]) < len(all_masks["rle"])
         visible = sum(segment["is_thing"] for segment in label["segments"])
         assert visible + label["hidden_instances"] == len(chosen["rle"])
-    assert 2 * SCENES < sum(len(row["rle"]) for row in things) < 4 * SCENES  # about three a photo
+    assert SCENES < sum(len(row["rle"]) for row in things) < 3 * SCENES  # about two a photo
     assert [row["status"] for row in rows(folder, "patches")].count("ok") == 17
     assert set(run(config).computed.values()) == {0}
 
