@@ -9,13 +9,17 @@ BIN := $(VENV)/bin
 PHOTOS ?=
 WEIGHTS ?=
 
-.PHONY: demo test lint chaos clean
+.PHONY: demo test lint tests chaos clean
 
 demo: $(VENV)/.ready
 	$(BIN)/u2label demo --output runs/demo $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
+# Beside each other: the tests wait for Ray now and then.
+test: $(VENV)/.ready
+	$(MAKE) --no-print-directory -j 2 lint tests
+
 # The tests start some hundred processes: each would compile the program anew where it may not write its bytecode down.
-test: $(VENV)/.ready lint
+tests: $(VENV)/.ready
 	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.ready

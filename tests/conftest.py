@@ -19,6 +19,7 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # how often a training looks whether it has ended; 2 by itself
     "RAY_memory_usage_threshold": "0.98",
 }
 
