@@ -9,7 +9,7 @@ Against `workers.crf`, which equals the published programs:
   and follows the pixel (SELF).
 - The Gaussian over position is a convolution.
 - Of two classes, the log odds are found on half the grid and enlarged, as coarse masks have outlines without detail and
-  the Gaussian blurs them: the same label on 99.3 to 99.7 %. Of many classes it would change 3 %, and is not done.
+  the Gaussian blurs them: the same label on 99.4 to 99.7 %. Of many classes it would change 3 %, and is not done.
 
 Shapes as in `workers.crf`; K channels, of kept classes and the rest.
 """
@@ -30,7 +30,7 @@ from workers.crf import CrfParams, check_arguments, image_features
 from workers.permutohedral import Lattice, build_lattice
 
 LEAST_SHARE = 1e-3  # of the pixels, that a class wins before the CRF: with less it has no channel of its own
-SELF = 0.6  # of the bilateral weight: what a pixel hears from itself
+SELF, SELF_HALVED = 0.6, 0.3  # of the bilateral weight: what a pixel hears from itself, and one of half the grid
 ORDER = 3  # messages that are extrapolated from
 REACH = 2  # standard deviations of the Gaussian that are summed over
 CHUNK = 8192  # pixels that are worked on at a time, in a cache
@@ -74,7 +74,7 @@ def fast_log_odds(image_HW3: Tensor, masks_NHW: Tensor, params: CrfParams) -> Te
     unary_hwN = unary_Nhw.permute(1, 2, 0).contiguous()
     size = unary_hwN.shape
     gaussian = _Gaussian((size[0], size[1], size[2]), halved, unary_hwN.device)
-    bilateral = _Bilateral(image_3hw.permute(1, 2, 0).round().to(torch.uint8), halved)
+    bilateral = _Bilateral(image_3hw.permute(1, 2, 0).round().to(torch.uint8), halved, SELF_HALVED)
     log_odds_hwN = unary_hwN
     for step in range(params.iterations):
         q_hwN = log_odds_hwN.sigmoid().mul_(2).sub_(1)
@@ -114,7 +114,7 @@ def _mean_field(image_HW3: Tensor, p_PK: Tensor, own_P: Tensor, params: CrfParam
     bits = 1 / math.log(2)  # exp2 takes a third of exp's time
     compats = {name: bits * getattr(params, name) for name in ("gaussian_compat", "bilateral_compat")}
     params = replace(params, **compats)
-    gaussian, bilateral = _Gaussian((*size, channels), params, p_PK.device), _Bilateral(image_HW3, params)
+    gaussian, bilateral = _Gaussian((*size, channels), params, p_PK.device), _Bilateral(image_HW3, params, SELF)
     ones_K = p_PK.new_ones(channels)
     q_PK = p_PK / (p_PK @ ones_K)[:, None]
     for step in range(params.iterations):
@@ -164,8 +164,8 @@ class _Gaussian:
 class _Bilateral:
     """w n K n of the kernel over position and colour: filtered in some iterations, extrapolated in the others."""
 
-    def __init__(self, image_HW3: Tensor, params: CrfParams) -> None:
-        self.own = SELF * params.bilateral_compat
+    def __init__(self, image_HW3: Tensor, params: CrfParams, own_share: float) -> None:
+        self.own = own_share * params.bilateral_compat
         self._filtered = _filtered(params.iterations)
         self._last: list[tuple[int, Tensor]] = []  # iterations, and their messages less `own` times the marginals
         self._lattice: Lattice | None = None

@@ -110,7 +110,7 @@ class CrfConfig(Section):
     bilateral_srgb: float = Field(5.0, gt=0)
     bilateral_compat: float = Field(10.0, ge=0)
     min_iou: float = Field(0.5, ge=0, le=1)  # a mask that the CRF changes more than this is dropped
-    fast: bool = False  # other labels on a few pixels in a thousand, in a fifth of the time
+    fast: bool = False  # a quarter of the time, other labels on some five pixels in a thousand
 
 
 class EmbeddingConfig(Section):

@@ -115,4 +115,4 @@ def test_labels_of_photos_are_the_published_ones_but_for_a_few_in_a_thousand(sha
         mask = np.kron(reference[f"{name}_mask60"], np.ones((8, 8), np.uint8)).astype(bool)
         found = fast_log_odds(torch.from_numpy(reference[f"{name}_image"]), torch.from_numpy(mask[None]), CUTLER) > 0
         same.append(agreement(found[0], torch.from_numpy(reference[f"{name}_map"]).bool()))
-    assert np.mean(same) > 0.993  # of one of the three photos 98.6 %
+    assert np.mean(same) > 0.994  # of one of the three photos 98.8 %
