@@ -7,7 +7,7 @@ boxes are xyxy in pixels (x1 and y1 exclusive), masks are COCO RLE counts at the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 
 
 class Status(StrEnum):
-    """What became of one image. `error` says why in words when the image is at fault: the last six."""
+    """What became of one image. `error` says why in words when the image is at fault: the last seven."""
 
     OK = "ok"
     NO_MASKS = "no_masks"  # readable, but no instance was found
@@ -27,6 +27,7 @@ class Status(StrEnum):
     TOO_LARGE = "too_large"  # more pixels than decode.max_pixels; never decoded
     TOO_SMALL = "too_small"  # a side below decode.min_side
     CRASHED = "crashed"  # it killed the worker that looked at it, again and again
+    CHANGED = "changed"  # two stages saw different photos under its name
 
 
 READABLE = frozenset({Status.OK, Status.NO_MASKS})
@@ -38,12 +39,18 @@ class ImageRecord:
 
     `image_id` is its path inside the source (a tar member: the tar's path, a slash, the member's name).
     `offset` and `length` are bytes in `uri`; in a Parquet source `offset` is the row number and `length` is -1.
+    `version` is what the store told of the file when it was listed, empty where it told nothing; `GONE` of a photo that
+    the source does not have any more.
     """
 
     image_id: str
     uri: str
     offset: int
     length: int
+    version: str = field(default="", compare=False)
+
+
+GONE = "gone"
 
 
 INDEX_SCHEMA = pa.schema(
@@ -53,6 +60,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("length", pa.int64(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
+        pa.field("version", pa.string()),
     ]
 )
 

@@ -7,8 +7,10 @@ object runs without Ray (`InstanceShards(job).run(7)`), which is how tests and b
 from __future__ import annotations
 
 import collections
+import hashlib
 import io
 import itertools
+import json
 import math
 import resource
 import socket
@@ -26,6 +28,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import Config
 from pipeline.engine.attempts import Attempts
+from pipeline.engine.done import CONTENT, DIGITS, MADE_OF, identities_of_artifacts, made_of
 from pipeline.engine.receipts import Receipt
 from pipeline.engine.stage import Stage
 from pipeline.sources.fetch import load_photo
@@ -72,6 +75,7 @@ class ShardActor(ABC):
             if attempt.given_up:
                 raise RuntimeError(attempt.given_up)
             self.index = open_index(job.index_folder)
+            self._artifacts = identities_of_artifacts(job.stage)
             self.setup()
 
     @abstractmethod
@@ -114,27 +118,38 @@ class ShardActor(ABC):
         )
 
     def _write(self, shard: int, phases: Phases) -> dict[str, Any]:
+        parts = [used for used in self.job.stage.reads if used.kind == "shard"]
+        inputs = made_of(self.job.stage, shard, self._artifacts, parts)  # as they are before they are read
         table = self.process(shard, phases)
         wanted = self.job.schema
         if wanted is not None and not table.schema.equals(wanted):
             raise TypeError(f"{self.job.stage.name} made a table of {table.schema}, not of its schema {wanted}")
         with phases("write"):
-            stream = io.BytesIO()
-            pq.write_table(with_metadata(table, self.job.metadata), stream, compression="zstd")
-            storage.write_bytes(self.job.stage.part(shard), stream.getvalue())
+            part = _encode(table, self.job.metadata | {MADE_OF: json.dumps(inputs)})
+            storage.write_bytes(self.job.stage.part(shard), part)
         rows = collections.Counter(table["status"].to_pylist())
         instances = sum(len(entries) for entries in table["rle"].to_pylist()) if "rle" in table.column_names else 0
         return {
             "ok": True,
             "rows": dict(rows),
             "instances": instances,
-            "bytes": stream.tell(),
+            "bytes": len(part),
             "pixels": self.pixels(table),
         }
 
     def pixels(self, table: pa.Table) -> dict[str, int]:
         """Pixels by what they became, for stages that decide it."""
         return {}
+
+
+def _encode(table: pa.Table, metadata: dict[str, str]) -> bytes:
+    """A part with its metadata, to which a checksum of its pages is added."""
+    table = with_metadata(table, metadata)
+    stream = io.BytesIO()
+    with pq.ParquetWriter(stream, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({f"u2label.{CONTENT}": hashlib.sha256(stream.getbuffer()).hexdigest()[:DIGITS]})
+    return stream.getvalue()
 
 
 class PhotoShards(ShardActor):

@@ -19,7 +19,7 @@ from pipeline.store import storage
 from pipeline.store.retries import status_and_code
 from workers.decode import DecodeError, DecodeLimits, decode_image
 from workers.images import LoadedImage
-from workers.records import ImageRecord, Status
+from workers.records import GONE, ImageRecord, Status
 
 FILES_OPEN = 2  # a shard may end in one Parquet file and go on in the next
 READ_AHEAD = 4 << 20  # bytes fetched at a time from a Parquet column, and held
@@ -46,6 +46,8 @@ class Fetcher:
 
     def fetch(self, record: ImageRecord) -> bytes:
         """The encoded image; empty for an empty file or a null. `fetch_status` judges what the store raises."""
+        if record.version == GONE:
+            raise FileNotFoundError("the source does not have it any more; --prune drops its row")
         if record.length < 0:
             return self._parquet_file(record.uri).read(record.offset)
         if record.offset == 0:  # a tar's members lie behind a header, so this is a file of its own

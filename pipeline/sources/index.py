@@ -1,21 +1,25 @@
 """The index of a source: its images in a fixed order, cut into shards, written down once.
 
 `<folder>/index-00000.parquet` and on hold up to 1000 row groups each; row group j of file i is shard 1000 i + j.
-`manifest.json` is written last: without it there is no index. Listing is in `pipeline.sources.scan`, reading in
-`pipeline.sources.fetch`; all that other modules need of them can be imported from here.
+`manifest.json` is written last: without it there is no index. An index that is extended gets files of a new generation
+(`index-00000-1.parquet`), so that it is one or the other at any time. Listing is in `pipeline.sources.scan`, reading in
+`pipeline.sources.fetch`, extending in `pipeline.sources.extend`; all that other modules need of the first two can be
+imported from here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,10 +43,14 @@ __all__ = [
     "write_index",
 ]
 
+T = TypeVar("T")
+
 MANIFEST = "manifest.json"
 SHARDS_PER_FILE = 1000
 FILES_OPEN = 4
 CHECKED_IMAGES = 10  # a source whose first images are all unreadable is refused
+VERSION_DIGITS = 16  # of a shard's version
+ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 class _OpenFiles:
@@ -67,7 +75,8 @@ class _OpenFiles:
 
 @dataclass(frozen=True)
 class Index:
-    """A finished index. `digest` is the SHA-256 of its records in order, whatever the shard size."""
+    """A finished index. `digest` is the SHA-256 of its records in order, whatever the shard size, as the source was
+    first listed; the photos that an extension added are in it by nothing, so that all that was done stays done."""
 
     folder: str
     shards: int
@@ -79,7 +88,32 @@ class Index:
     source: str  # without credentials
     ignored: Ignored
     anonymous: bool = False  # the source is read without credentials
+    generation: int = 0  # how often it was extended
+    listed: int = 0  # images of the first listing; 0: all
+    sizes: dict[str, int] = field(default_factory=dict)  # images of the shards that have not `shard_size`
+    versions: str = ""  # of the shards, one after the other; empty in an index that does not know them
+    made: float = 0.0  # when the versions came to be, in seconds since 1970; of some shards, later:
+    changed: dict[str, float] = field(default_factory=dict)
     _files: _OpenFiles = field(default_factory=_OpenFiles, compare=False, repr=False)
+
+    @property
+    def first_images(self) -> int:
+        """Images of the first listing, which samples are drawn from."""
+        return self.listed or self.images
+
+    def size(self, shard: int) -> int:
+        """Images of a shard."""
+        last = self.images - (self.shards - 1) * self.shard_size
+        usual = last if shard == self.shards - 1 and not self.sizes else self.shard_size
+        return self.sizes.get(str(shard), usual)
+
+    def version(self, shard: int) -> str | None:
+        """What tells the photos of a shard from those that it had or will have; None where that is not known."""
+        return self.versions[shard * VERSION_DIGITS : (shard + 1) * VERSION_DIGITS] or None
+
+    def changed_at(self, shard: int) -> float:
+        """When the shard got its version, in seconds since 1970 by the clock of the driver."""
+        return self.changed.get(str(shard), self.made)
 
     def fetcher(self) -> Fetcher:
         """A reader of the images of this index, for one process."""
@@ -102,9 +136,16 @@ class Index:
         if not 0 <= shard < self.shards:
             raise IndexError(f"shard {shard} of an index of {self.shards}")
         file, row_group = divmod(shard, SHARDS_PER_FILE)
-        table = self._files.read(_file_uri(self.folder, file), row_group)
-        columns = (table.column(name).to_pylist() for name in ("image_id", "uri", "offset", "length"))
+        table = self._files.read(_file_uri(self.folder, file, self.generation), row_group)
+        columns = [table.column(name).to_pylist() for name in ("image_id", "uri", "offset", "length")]
+        known = "version" in table.column_names
+        columns.append(table.column("version").to_pylist() if known else [""] * table.num_rows)
         return [ImageRecord(*values) for values in zip(*columns, strict=True)]
+
+    def all_records(self) -> Iterator[ImageRecord]:
+        """The images of all shards, in order. Memory: one shard."""
+        for shard in range(self.shards):
+            yield from self.records(shard)
 
 
 def build_index(
@@ -120,22 +161,48 @@ def build_index(
     kind = detect_format(uri, anonymous=anonymous) if format == "auto" else format
     ignored = Ignored()
     records = scan(uri, kind, image_column=image_column, ignored=ignored, anonymous=anonymous)
+    before = _index_before(folder)
     storage.remove(storage.join(folder, MANIFEST))
-    shards, images, digest = write_index(records, folder, shard_size)
-    manifest = {
-        "shards": shards,
-        "images": images,
-        "shard_size": shard_size,
-        "format": kind,
-        "image_column": image_column,
-        "anonymous": anonymous,
-        "digest": digest,
-        "source": storage.redact(uri),
-        "ignored": {**asdict(ignored), "extensions": dict(sorted(ignored.extensions.items()))},
+    written = write_index(records, folder, shard_size)
+    index = Index(
+        folder=folder,
+        shards=written.shards,
+        images=written.images,
+        shard_size=shard_size,
+        format=kind,
+        image_column=image_column,
+        anonymous=anonymous,
+        digest=written.digest,
+        source=storage.redact(uri),
+        ignored=ignored,
+        sizes=written.uneven(shard_size),
+        **written.times(before),
+    )
+    write_manifest(index)
+    return open_index(folder)
+
+
+def write_manifest(index: Index) -> None:
+    """Make the index of its folder this one, whose files are there."""
+    manifest = {entry.name: getattr(index, entry.name) for entry in fields(Index) if entry.init} | {
+        "ignored": {**asdict(index.ignored), "extensions": dict(sorted(index.ignored.extensions.items()))},
         "schema_version": SCHEMA_VERSION,
     }
-    storage.write_bytes(storage.join(folder, MANIFEST), json.dumps(manifest, indent=2).encode())
-    return open_index(folder)
+    del manifest["folder"], manifest["_files"]
+    storage.write_bytes(storage.join(index.folder, MANIFEST), json.dumps(manifest, indent=2).encode())
+
+
+def remove_generation(index: Index) -> None:
+    """Delete the files of an index that another has taken the place of."""
+    for file in range(-(-index.shards // SHARDS_PER_FILE)):
+        storage.remove(_file_uri(index.folder, file, index.generation))
+
+
+def _index_before(folder: str) -> Index | None:
+    """The index that is about to be replaced."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return open_index(folder)
+    return None
 
 
 def open_index(folder: str) -> Index:
@@ -148,24 +215,58 @@ def open_index(folder: str) -> Index:
     return Index(folder=folder, ignored=ignored, **manifest)
 
 
-def write_index(records: Iterable[ImageRecord], folder: str, shard_size: int) -> tuple[int, int, str]:
-    """Write the index files of a stream of records -> (shards, images, digest). Memory: one shard."""
+class WrittenIndex(NamedTuple):
+    """What `write_index` wrote: `digest` of all records, `versions` and `sizes` of the shards."""
+
+    shards: int
+    images: int
+    digest: str
+    versions: str
+    sizes: list[int]
+
+    def uneven(self, shard_size: int) -> dict[str, int]:
+        """The sizes that are not the usual one, by shard."""
+        return {str(shard): size for shard, size in enumerate(self.sizes) if size != shard_size}
+
+    def times(self, before: Index | None) -> dict[str, Any]:
+        """Versions, and since when: a shard that is as it was in the index `before` keeps its time."""
+        now = time.time()
+        if before is None:
+            return {"versions": self.versions, "made": now}
+        if not before.versions and before.digest == self.digest:  # it did not know; a shard is taken to be as it was
+            return {"versions": self.versions, "made": before.made}
+        pieces = (self.versions[at : at + VERSION_DIGITS] for at in range(0, len(self.versions), VERSION_DIGITS))
+        anew = {str(shard): now for shard, version in enumerate(pieces) if before.version(shard) != version}
+        return {"versions": self.versions, "made": before.made, "changed": before.changed | anew}
+
+
+def write_index(records: Iterable[ImageRecord], folder: str, shard_size: int) -> WrittenIndex:
+    """Write the index files of a stream of records. Memory: one shard."""
     if shard_size < 1:
         raise ValueError(f"source.shard_size: {shard_size} must be at least 1")
-    digest = hashlib.sha256()
-    encode = json.JSONEncoder(separators=(",", ":")).encode
-    shards = images = 0
+    return write_shards(batches(records, shard_size), folder)
+
+
+def write_shards(cut: Iterable[list[ImageRecord]], folder: str, generation: int = 0) -> WrittenIndex:
+    """Write the index files of shards that are cut already."""
+    digest, versions, sizes = hashlib.sha256(), list[str](), list[int]()
     with ExitStack() as last_file:
-        for shard in _batches(records, shard_size):
-            file, row_group = divmod(shards, SHARDS_PER_FILE)
+        for shard in cut:
+            file, row_group = divmod(len(sizes), SHARDS_PER_FILE)
             if row_group == 0:
                 last_file.close()
-                writer = _open_writer(last_file, _file_uri(folder, file))
-            writer.write_table(_shard_table(shard, shards))
-            digest.update("".join(encode([r.image_id, r.uri, r.offset, r.length]) + "\n" for r in shard).encode())
-            shards += 1
-            images += len(shard)
-    return shards, images, digest.hexdigest()
+                writer = _open_writer(last_file, _file_uri(folder, file, generation))
+            writer.write_table(_shard_table(shard, len(sizes)))
+            lines = [_line([r.image_id, r.uri, r.offset, r.length]) for r in shard]
+            digest.update("".join(lines).encode())
+            version = hashlib.sha256("".join([*lines, *(f"{r.version}\n" for r in shard)]).encode())
+            versions.append(version.hexdigest()[:VERSION_DIGITS])
+            sizes.append(len(shard))
+    return WrittenIndex(len(sizes), sum(sizes), digest.hexdigest(), "".join(versions), sizes)
+
+
+def _line(values: list[Any]) -> str:
+    return ENCODER.encode(values) + "\n"
 
 
 def check_source(
@@ -188,8 +289,9 @@ def check_source(
     raise ValueError(f"source.uri: the first images of {storage.redact(uri)} cannot be read: {reason}") from failure
 
 
-def _batches(records: Iterable[ImageRecord], size: int) -> Iterator[list[ImageRecord]]:
-    remaining = iter(records)
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """`size` of them at a time, the last time maybe fewer."""
+    remaining = iter(items)
     while batch := list(islice(remaining, size)):
         yield batch
 
@@ -206,9 +308,10 @@ def _shard_table(records: list[ImageRecord], shard: int) -> pa.Table:
         [record.offset for record in records],
         [record.length for record in records],
         [shard] * len(records),
+        [record.version for record in records],
     ]
     return pa.table(columns, schema=INDEX_SCHEMA)
 
 
-def _file_uri(folder: str, file: int) -> str:
-    return storage.join(folder, f"index-{file:05d}.parquet")
+def _file_uri(folder: str, file: int, generation: int) -> str:
+    return storage.join(folder, f"index-{file:05d}{f'-{generation}' if generation else ''}.parquet")

@@ -41,12 +41,18 @@ AMBIGUOUS = re.compile("[\udc80-\udcff]|%25|%[89A-F][0-9A-F]")
 
 
 class File(NamedTuple):
-    """A file of the source: its path inside it, where it is, its size in bytes."""
+    """A file of the source: its path inside it, where it is, its size in bytes, and what changes with them."""
 
     path: str
     uri: str
     size: int
     anonymous: bool
+    version: str
+
+    @property
+    def identity(self) -> str:
+        """Of the whole file, for the images inside it."""
+        return f"{self.size:x}-{self.version}"
 
 
 @dataclass
@@ -106,18 +112,21 @@ def scan(
     ignored: Ignored | None = None,
     threads: int = REMOTE_FILES,
     anonymous: bool = False,
+    only: Callable[[File], bool] | None = None,
 ) -> Iterator[ImageRecord]:
     """The images of a source in order, streaming; `ignored` counts what is not taken.
 
     `threads`: remote tars and Parquet files listed at a time, each held whole in memory; with 1, and in a local source,
     records come one by one. ValueError names `source.uri` when there is no such place, no access or no image, and the
     file when a tar is compressed, truncated or corrupt or a Parquet file lacks `image_column`. `anonymous`: without
-    credentials, from a public bucket.
+    credentials, from a public bucket. `only`: of some files, which may be none.
     """
     ignored = Ignored() if ignored is None else ignored
     threads = threads if storage.is_remote(uri) else 1
     kind = detect_format(uri, anonymous=anonymous) if format == "auto" else format
-    files = _files(uri, ignored, anonymous)
+    files: Iterable[File] = _files(uri, ignored, anonymous)
+    if only is not None:
+        files = filter(only, files)
     if kind == "folder":
         records = _scan_folder(files, ignored)
     elif kind == "tar":
@@ -130,17 +139,24 @@ def scan(
     for record in records:
         empty = False
         yield record
-    if empty:
+    if empty and only is None:
         raise ValueError(
             f"source.uri: no image in {storage.redact(uri)} (format {kind}); found {ignored}. "
             f"Images end in {' '.join(sorted(IMAGE_EXTENSIONS))}; check source.uri and source.format"
         )
 
 
+def list_files(uri: str, format: str, *, anonymous: bool = False) -> Iterator[File]:
+    """The files of a source that hold images, in order, from its listing alone. Errors as of `scan`."""
+    for file in _files(uri, Ignored(), anonymous):
+        if _extension(file.path) in IMAGE_EXTENSIONS if format == "folder" else _kind(file.path) == format:
+            yield file
+
+
 def _scan_folder(files: Iterable[File], ignored: Ignored) -> Iterator[ImageRecord]:
     for file in files:
         if _extension(file.path) in IMAGE_EXTENSIONS:
-            yield ImageRecord(image_id(file.path), file.uri, 0, file.size)
+            yield ImageRecord(image_id(file.path), file.uri, 0, file.size, file.version)
         else:
             ignored.count(file.path)
 
@@ -168,7 +184,7 @@ def _scan_parquet(files: Iterable[File], column: str, ignored: Ignored, threads:
     for file, rows in _map_ahead(read, _of_kind("parquet", files, ignored), threads):
         name = image_id(file.path)
         for row in range(rows):
-            yield ImageRecord(f"{name}#{row}", file.uri, row, -1)
+            yield ImageRecord(f"{name}#{row}", file.uri, row, -1, file.identity)
 
 
 def _map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
@@ -210,7 +226,8 @@ def _tar_records(tar: File, ignored: Ignored) -> Iterator[ImageRecord]:
         else:
             seen[name] += 1
             again = f"~{seen[name]}" if seen[name] > 1 else ""
-            yield ImageRecord(image_id(f"{tar.path}/{name}") + again, tar.uri, member.offset_data, member.size)
+            place = (tar.uri, member.offset_data, member.size, tar.identity)
+            yield ImageRecord(image_id(f"{tar.path}/{name}") + again, *place)
 
 
 def _tar_members(file: File) -> Iterator[tarfile.TarInfo]:
@@ -265,14 +282,14 @@ def _files(uri: str, ignored: Ignored, anonymous: bool) -> Iterator[File]:
             found: Iterable[storage.FileInfo] = storage.walk(uri, anonymous=anonymous)
         else:
             root, _, name = root.rpartition("/")
-            found = [storage.FileInfo(name, size)]
+            found = [storage.FileInfo(name, size, storage.version(uri, anonymous=anonymous))]
         for file in found:
             if _hidden(file.path):
                 ignored.hidden += 1
                 continue
             path = storage.join(root, file.path) if root else file.path
             place = path if storage.is_remote(uri) else storage.local_uri(path)
-            yield File(file.path, place, file.size, anonymous)
+            yield File(file.path, place, file.size, anonymous, file.version)
 
 
 @contextmanager

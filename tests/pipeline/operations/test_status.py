@@ -9,7 +9,7 @@ import pytest
 
 from model.backbone.names import OFFICIAL_URLS
 from pipeline.config import Config
-from pipeline.engine import status as status_module
+from pipeline.engine.done import Look
 from pipeline.engine.fit_progress import write_progress
 from pipeline.engine.receipts import Receipt, ReceiptLog
 from pipeline.engine.stage import index_folder
@@ -93,10 +93,10 @@ def test_a_store_that_fails_under_way_is_named(config: Config, monkeypatch: pyte
     def away(*_: object, **__: object) -> set[int]:
         raise ConnectionResetError("the line is cut")
 
-    monkeypatch.setattr(status_module, "done_shards", away)
+    monkeypatch.setattr(Look, "done", away)
     with pytest.raises(ConfigError, match="run: ConnectionResetError: the line is cut; give access"):
         run_status(config)
-    monkeypatch.setattr(runner, "pending_shards", away)
+    monkeypatch.setattr(Look, "pending", away)
     monkeypatch.setattr(runner, "check_all", lambda config: None)
     with pytest.raises(StageFailed, match="run: ConnectionResetError: the line is cut; when it answers, run the same"):
         runner.run(config)
