@@ -23,13 +23,13 @@ from typing import IO, Literal, NamedTuple, TypeVar
 
 from pipeline.sources.fetch import parquet_rows
 from pipeline.store import storage
+from workers.formats import IMAGE_EXTENSIONS
 from workers.records import ImageRecord
 
 Format = Literal["folder", "tar", "parquet"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # gz bz2 xz zst lz4
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 DETECT_FILES = 10_000  # files that `detect_format` looks at
