@@ -33,7 +33,7 @@ from pipeline.sources.index import Index, open_index
 from pipeline.store import storage
 from pipeline.store.weights import local_weights
 from workers.phases import Phases
-from workers.records import ImageRecord, Status, with_metadata
+from workers.records import ImageRecord, Status, with_columns, with_metadata
 
 if TYPE_CHECKING:
     from workers.images import LoadedImage
@@ -118,6 +118,7 @@ class ShardActor(ABC):
         wanted = self.job.schema
         if wanted is not None and not table.schema.equals(wanted):
             raise TypeError(f"{self.job.stage.name} made a table of {table.schema}, not of its schema {wanted}")
+        table = with_columns(table, self.index.key_table(shard)) if self.index.keys else table
         with phases("write"):
             stream = io.BytesIO()
             pq.write_table(with_metadata(table, self.job.metadata), stream, compression="zstd")

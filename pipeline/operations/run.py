@@ -24,6 +24,7 @@ from pipeline.engine.stage import Stage, index_folder, pending_shards
 from pipeline.engine.status import receipts_of_parts
 from pipeline.errors import ConfigError, StageFailed
 from pipeline.operations.preflight import check_all
+from pipeline.sources.choice import choice_of
 from pipeline.sources.index import Index, build_index, open_index
 from pipeline.stages.base import Definition, FitStage, Run, ShardStage
 from pipeline.stages.latest import LATEST, write_latest
@@ -127,6 +128,7 @@ def _index(config: Config, reindex: bool) -> Index:
             shard_size=source.shard_size,
             image_column=source.image_column,
             anonymous=source.anonymous,
+            choice=choice_of(config),
         )
     except errors as error:
         raise ConfigError(str(error)) from error

@@ -11,17 +11,20 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.sources.choice import ALL, Choice
 from pipeline.sources.fetch import Fetcher
-from pipeline.sources.scan import Ignored, detect_format, image_id, naming_the_source, scan
+from pipeline.sources.left_out import Ignored
+from pipeline.sources.scan import EVERYTHING, detect_format, image_id, naming_the_source, scan
+from pipeline.sources.survey import survey
 from pipeline.store import storage
 from pipeline.store.retries import BRIEF
 from workers.records import INDEX_SCHEMA, SCHEMA_VERSION, ImageRecord
@@ -42,6 +45,7 @@ __all__ = [
 MANIFEST = "manifest.json"
 SHARDS_PER_FILE = 1000
 FILES_OPEN = 4
+NO_KEYS = pa.schema([])
 CHECKED_IMAGES = 10  # a source whose first images are all unreadable is refused
 
 
@@ -79,6 +83,7 @@ class Index:
     source: str  # without credentials
     ignored: Ignored
     anonymous: bool = False  # the source is read without credentials
+    keys: Sequence[str] = ()  # the key columns of a manifest
     _files: _OpenFiles = field(default_factory=_OpenFiles, compare=False, repr=False)
 
     def fetcher(self) -> Fetcher:
@@ -97,12 +102,20 @@ class Index:
             pass
         return storage.file_size(self.source, anonymous=self.anonymous) is not None  # one tar or Parquet file
 
-    def records(self, shard: int) -> list[ImageRecord]:
-        """The images of one shard, in order. IndexError when there is no such shard."""
+    def key_table(self, shard: int) -> pa.Table:
+        """The key columns of one shard's images, in order, as a manifest gave them; without columns for other
+        sources."""
+        return self._table(shard).select(list(self.keys))
+
+    def _table(self, shard: int) -> pa.Table:
         if not 0 <= shard < self.shards:
             raise IndexError(f"shard {shard} of an index of {self.shards}")
         file, row_group = divmod(shard, SHARDS_PER_FILE)
-        table = self._files.read(_file_uri(self.folder, file), row_group)
+        return self._files.read(_file_uri(self.folder, file), row_group)
+
+    def records(self, shard: int) -> list[ImageRecord]:
+        """The images of one shard, in order. IndexError when there is no such shard."""
+        table = self._table(shard)
         columns = (table.column(name).to_pylist() for name in ("image_id", "uri", "offset", "length"))
         return [ImageRecord(*values) for values in zip(*columns, strict=True)]
 
@@ -115,13 +128,22 @@ def build_index(
     shard_size: int = 1000,
     image_column: str = "image",
     anonymous: bool = False,
+    choice: Choice = ALL,
 ) -> Index:
     """List the source at `uri` and write its index into `folder`, in place of an earlier one. Errors as of `scan`."""
-    kind = detect_format(uri, anonymous=anonymous) if format == "auto" else format
-    ignored = Ignored()
-    records = scan(uri, kind, image_column=image_column, ignored=ignored, anonymous=anonymous)
+    found = survey(uri, format, image_column, choice, anonymous=anonymous)
+    kind, ignored = found.format, Ignored()
+    records = scan(
+        uri,
+        kind,
+        image_column=image_column,
+        ignored=ignored,
+        anonymous=anonymous,
+        choice=found.choice,
+        maps=found.maps,
+    )
     storage.remove(storage.join(folder, MANIFEST))
-    shards, images, digest = write_index(records, folder, shard_size)
+    shards, images, digest = write_index(choice.sample(records, ignored), folder, shard_size, found.keys)
     manifest = {
         "shards": shards,
         "images": images,
@@ -131,7 +153,8 @@ def build_index(
         "anonymous": anonymous,
         "digest": digest,
         "source": storage.redact(uri),
-        "ignored": {**asdict(ignored), "extensions": dict(sorted(ignored.extensions.items()))},
+        "ignored": ignored.as_json(),
+        **({"keys": found.keys.names} if len(found.keys) else {}),
         "schema_version": SCHEMA_VERSION,
     }
     storage.write_bytes(storage.join(folder, MANIFEST), json.dumps(manifest, indent=2).encode())
@@ -148,39 +171,49 @@ def open_index(folder: str) -> Index:
     return Index(folder=folder, ignored=ignored, **manifest)
 
 
-def write_index(records: Iterable[ImageRecord], folder: str, shard_size: int) -> tuple[int, int, str]:
-    """Write the index files of a stream of records -> (shards, images, digest). Memory: one shard."""
+def write_index(
+    records: Iterable[ImageRecord], folder: str, shard_size: int, keys: pa.Schema = NO_KEYS
+) -> tuple[int, int, str]:
+    """Write the index files of a stream of records -> (shards, images, digest). Memory: one shard. `keys`: the columns
+    of the records' keys, which enter the digest where there are any."""
     if shard_size < 1:
         raise ValueError(f"source.shard_size: {shard_size} must be at least 1")
     digest = hashlib.sha256()
-    encode = json.JSONEncoder(separators=(",", ":")).encode
+    encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
     shards = images = 0
     with ExitStack() as last_file:
         for shard in _batches(records, shard_size):
             file, row_group = divmod(shards, SHARDS_PER_FILE)
             if row_group == 0:
                 last_file.close()
-                writer = _open_writer(last_file, _file_uri(folder, file))
-            writer.write_table(_shard_table(shard, shards))
-            digest.update("".join(encode([r.image_id, r.uri, r.offset, r.length]) + "\n" for r in shard).encode())
+                writer = _open_writer(last_file, _file_uri(folder, file), keys)
+            writer.write_table(_shard_table(shard, shards, keys))
+            lines = (encode([r.image_id, r.uri, r.offset, r.length, *r.keys]) + "\n" for r in shard)
+            digest.update("".join(lines).encode())
             shards += 1
             images += len(shard)
     return shards, images, digest.hexdigest()
 
 
 def check_source(
-    uri: str, format: str = "auto", *, image_column: str = "image", anonymous: bool = False
+    uri: str,
+    format: str = "auto",
+    *,
+    image_column: str = "image",
+    anonymous: bool = False,
+    choice: Choice = EVERYTHING,
 ) -> ImageRecord:
     """Read one image before any work starts, and return its record. ValueError names `source.uri` and the reason."""
     with naming_the_source(uri):
         storage.file_size(uri, anonymous=anonymous, retry=BRIEF)  # a mistyped endpoint is not waited for
     fetcher = Fetcher(image_column, anonymous=anonymous)
     failure: Exception | None = None
-    records = scan(uri, format, image_column=image_column, threads=1, anonymous=anonymous)
+    choice = replace(choice, label_maps=True)  # whether a picture is one is seen by reading many
+    records = scan(uri, format, image_column=image_column, threads=1, anonymous=anonymous, choice=choice)
     for record in islice(records, CHECKED_IMAGES):
         try:
             fetcher.fetch(record)
-        except storage.store_errors(uri) as error:
+        except storage.store_errors(record.uri) as error:
             failure = failure or error
         else:
             return record
@@ -194,20 +227,25 @@ def _batches(records: Iterable[ImageRecord], size: int) -> Iterator[list[ImageRe
         yield batch
 
 
-def _open_writer(files: ExitStack, uri: str) -> pq.ParquetWriter:
+def _open_writer(files: ExitStack, uri: str, keys: pa.Schema) -> pq.ParquetWriter:
     stream = files.enter_context(storage.open_output(uri))
-    return files.enter_context(pq.ParquetWriter(stream, INDEX_SCHEMA, compression="zstd"))
+    return files.enter_context(pq.ParquetWriter(stream, _schema(keys), compression="zstd"))
 
 
-def _shard_table(records: list[ImageRecord], shard: int) -> pa.Table:
+def _schema(keys: pa.Schema) -> pa.Schema:
+    return pa.schema([*INDEX_SCHEMA, *keys])
+
+
+def _shard_table(records: list[ImageRecord], shard: int, keys: pa.Schema) -> pa.Table:
     columns = [
         [record.image_id for record in records],
         [record.uri for record in records],
         [record.offset for record in records],
         [record.length for record in records],
         [shard] * len(records),
+        *([record.keys[place] for record in records] for place in range(len(keys))),
     ]
-    return pa.table(columns, schema=INDEX_SCHEMA)
+    return pa.table(columns, schema=_schema(keys))
 
 
 def _file_uri(folder: str, file: int) -> str:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.sources.fetch import Fetcher
-from pipeline.sources.scan import HEADER_BLOCK, Ignored, detect_format, image_id, scan
+from pipeline.sources.scan import Ignored, detect_format, image_id, scan
+from pipeline.sources.tars import HEADER_BLOCK
 from pipeline.store import storage
 from tests.pipeline.sources.image_sources import SHARD, contents, parquet, put, tar
 from workers.records import ImageRecord
