@@ -190,8 +190,9 @@ PREDICTIONS_SCHEMA = pa.schema(
     ]
 )
 
-# Names that a column of some part or of the index has; a key column of a manifest must have another.
-PART_COLUMNS = frozenset(
+# Names that a column of some part or of the index has, or a field of COCO's images; a key column of a manifest must
+# have another.
+PART_COLUMNS = frozenset({"id", "file_name"}) | frozenset(
     name
     for schema in (
         INDEX_SCHEMA,

@@ -32,6 +32,7 @@ OBJECT_ERRORS = frozenset({"AccessDenied", "403", "InvalidObjectState", "Invalid
 
 
 WEB = ("http://", "https://")
+UNREACHED = "no answer"  # in the error of a photo whose web server gave none
 
 
 class UnreadableRow(OSError):
@@ -75,9 +76,10 @@ class Fetcher:
         Raises `error` itself when it is not about this one image (no network, expired credentials, a full file table):
         the shard must fail and be run again, for rows written during an outage would stand for good.
         """
+        status, code = status_and_code(error)
         if record.uri.startswith(WEB):  # of many servers one that is down says nothing of the others
-            return Status.MISSING, storage.redact(f"{record.uri}: {type(error).__name__}: {error}")
-        code = status_and_code(error)[1]
+            away = "" if status or isinstance(error, FileNotFoundError) else f"{UNREACHED}: "
+            return Status.MISSING, storage.redact(f"{record.uri}: {away}{type(error).__name__}: {error}")
         gone = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | UnreadableRow)
         forbidden = isinstance(error, PermissionError) and not code
         short = type(error) is OSError and error.errno is None  # storage.read_bytes

@@ -212,7 +212,7 @@ def _of_the_user(uri: str, listing: Listing) -> Iterator[File]:
         if holder is None:
             yield file
         elif _kind(file.path):
-            listing.ignored.count_own(image_id(holder) or "the source")
+            listing.ignored.count_own(image_id(holder))
 
 
 def _tar_records(tar: File, listing: Listing) -> Iterator[ImageRecord]:
