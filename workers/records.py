@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import pyarrow as pa
 
@@ -38,7 +39,9 @@ class ImageRecord:
     """Where the encoded bytes of one image lie.
 
     `image_id` is its path inside the source (a tar member: the tar's path, a slash, the member's name).
-    `offset` and `length` are bytes in `uri`; in a Parquet source `offset` is the row number and `length` is -1.
+    `offset` and `length` are bytes in `uri`; in a Parquet source `offset` is the row number and `length` is -1
+    (`PARQUET_ROW`), of a sparse member of a tar `offset` is that of its header and `length` is -2 (`SPARSE_MEMBER`),
+    and a manifest's photos have the length 0. `keys`: the values of a manifest's key columns, while it is listed.
     `version` is what the store told of the file when it was listed, empty where it told nothing; `GONE` of a photo that
     the source does not have any more.
     """
@@ -47,10 +50,12 @@ class ImageRecord:
     uri: str
     offset: int
     length: int
+    keys: tuple[Any, ...] = ()
     version: str = field(default="", compare=False)
 
 
 GONE = "gone"
+PARQUET_ROW, SPARSE_MEMBER = -1, -2
 
 
 INDEX_SCHEMA = pa.schema(
@@ -190,6 +195,28 @@ PREDICTIONS_SCHEMA = pa.schema(
         pa.field("category", pa.list_(pa.int32()), nullable=False),
     ]
 )
+
+# Names that a column of some part or of the index has, or a field of COCO's images; a key column of a manifest must
+# have another.
+PART_COLUMNS = frozenset({"id", "file_name"}) | frozenset(
+    name
+    for schema in (
+        INDEX_SCHEMA,
+        instances_schema(1, nested=True),
+        FEATURES_SCHEMA,
+        segments_schema(1),
+        patches_schema(1),
+        PREDICTIONS_SCHEMA,
+    )
+    for name in schema.names
+)
+
+
+def with_columns(table: pa.Table, others: pa.Table) -> pa.Table:
+    """The table with the columns of another of as many rows behind its own."""
+    for described, column in zip(others.schema, others.columns, strict=True):
+        table = table.append_column(described, column)
+    return table
 
 
 def with_metadata(table: pa.Table, metadata: Mapping[str, str]) -> pa.Table:

@@ -128,10 +128,10 @@ def report(
 ) -> None:
     """One self-contained HTML file: counts, seconds by phase, photos with their masks, clusters."""
     with user_errors(as_json):
-        from pipeline.report.write import write_report
+        from pipeline.report.write import left_out, write_report
 
         written = write_report(run_or_config, output, max_photos=photos, max_clusters=clusters)
-        answer({"report": written}, as_json, lambda: print(written))
+        answer({"report": written, "left_out": left_out(run_or_config)}, as_json, lambda: print(written))
 
 
 @app.command()

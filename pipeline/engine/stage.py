@@ -20,6 +20,7 @@ from pipeline.store import storage
 
 ARTIFACT = "artifact.json"  # written last: an artifact folder that has it is complete
 PART = re.compile(r"part-(\d{5,})\.parquet")
+FIRST_KEYS = frozenset({"uri", "format", "shard_size", "image_column"})  # of the section `source`
 
 Kind = Literal["shard", "fit"]
 
@@ -60,9 +61,12 @@ def part_name(shard: int) -> str:
 
 
 def index_folder(config: Config) -> str:
-    """Where the index of the config's source lies, by the source section alone."""
-    source = config.source.model_dump(exclude=None if config.source.anonymous else {"anonymous"})
-    return storage.join(config.run.uri, "index", digest(source))
+    """Where the index of the config's source lies, by the source section alone: by the keys of version 0.1, and those
+    of later ones that say something."""
+    source = config.source
+    later = [(name, field.default) for name, field in type(source).model_fields.items() if name not in FIRST_KEYS]
+    unsaid = {name for name, default in later if getattr(source, name) == default}
+    return storage.join(config.run.uri, "index", digest(source.model_dump(mode="json", exclude=unsaid)))
 
 
 def digest(content: Any) -> str:

@@ -8,6 +8,7 @@
 These are, in this order, the `panoptic_json`, `panoptic_root`, `instances_json` and `sem_seg_root` of detectron2's
 `register_coco_panoptic_separated`. `file_name` of an image is its image_id; its PNGs have that path with `.png`. An
 image's COCO id is its place in the list of parts, from 1; a row that could not be read takes a place and is left out.
+The keys of a manifest are fields of the images.
 
 detectron2 takes it that photos end in `.jpg`, and looks for the stuff PNGs and photos in one folder without subfolders:
 the result counts the images for which that is not so. In `segments_info` a score is kept, which other readers ignore.
@@ -35,7 +36,16 @@ from pipeline.engine.shards import ahead
 from pipeline.errors import ConfigError
 from pipeline.sources.coco import VOID_ID, Categories, PanopticImage, check_size
 from pipeline.sources.names import image_stem, require_inside
-from pipeline.stages.parts import LABEL_COLUMNS, Inputs, common_categories, find_parts, image_of_row, read_part_columns
+from pipeline.stages.parts import (
+    LABEL_COLUMNS,
+    Inputs,
+    common_categories,
+    find_parts,
+    image_of_row,
+    key_columns,
+    keys_of_row,
+    read_part_columns,
+)
 from pipeline.store import storage
 from pipeline.store.json_lists import JsonLists, json_lists
 from workers.masks import BoolArray, decode_rle, encode_rle, mask_box
@@ -169,7 +179,7 @@ class _Writer:
 
     def _rows(self, part: str, instances: str | None) -> Iterator[_Row]:
         """The readable rows of a part; all rows take a place."""
-        where, table = storage.redact(part), read_part_columns(part, LABEL_COLUMNS)
+        where, table = storage.redact(part), read_part_columns(part, LABEL_COLUMNS + key_columns(part))
         masks = None if instances is None else read_part_columns(instances, INSTANCE_COLUMNS)
         if masks is not None and not masks["image_id"].equals(table["image_id"]):
             raise ConfigError(f"{where} and {storage.redact(str(instances))} hold different images")
@@ -197,6 +207,7 @@ class _Writer:
             storage.write_bytes(storage.join(self._uris["sem_seg_root"], png), stuff_png(image, self._things))
         height, width = image.ids.shape
         listed = {"id": entry.image_id, "file_name": image.name, "height": height, "width": width}
+        listed |= keys_of_row(entry.row)
         segments = [_segment_entry(image, segment) for segment in entry.row["segments"]]
         annotation = {"image_id": entry.image_id, "file_name": png, "segments_info": segments}
         things = [s.id for s in image.segments if s.category <= self._things]

@@ -11,6 +11,7 @@ from pipeline.config import Config
 from pipeline.engine.log import say
 from pipeline.engine.stage import index_folder
 from pipeline.errors import ConfigError
+from pipeline.sources.choice import choice_of
 from pipeline.sources.extend import Difference, difference, extend_index
 from pipeline.sources.index import Index, build_index, open_index
 from pipeline.store import storage
@@ -42,6 +43,7 @@ def _list_anew(config: Config, folder: str) -> Index:
             shard_size=source.shard_size,
             image_column=source.image_column,
             anonymous=source.anonymous,
+            choice=choice_of(config),
         )
     say(f"index: {index.images} images in {index.shards} shards; left out: {index.ignored}")
     return index
@@ -51,7 +53,7 @@ def _extend(config: Config, index: Index, prune: bool) -> Index:
     uri = config.source.uri
     say(f"index: listing {storage.redact(uri)} again")
     with _as_config_errors(uri):
-        extended = extend_index(index, uri, prune=prune)
+        extended = extend_index(index, uri, choice_of(config), prune=prune)
     anew = sum(extended.version(shard) != index.version(shard) for shard in range(index.shards))
     say(
         f"index: {extended.images} images in {extended.shards} shards: {extended.shards - index.shards} are new, and "
@@ -73,7 +75,7 @@ class Listing:
     """Compares the listing of the source with its index while the run goes on, and says once how they differ."""
 
     def __init__(self, config: Config, index: Index) -> None:
-        self._uri, self._index = config.source.uri, index
+        self._uri, self._index, self._choice = config.source.uri, index, choice_of(config)
         self._found: Difference | Exception | None = None
         self._said = False
         self._thread = threading.Thread(target=self._compare, name="listing", daemon=True)
@@ -81,7 +83,7 @@ class Listing:
 
     def _compare(self) -> None:
         try:
-            self._found = difference(self._index, self._uri)
+            self._found = difference(self._index, self._uri, self._choice)
         except Exception as error:
             self._found = error
 

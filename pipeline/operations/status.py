@@ -36,6 +36,7 @@ class RunStatus:
     most_workers: int  # the most
     faults: list[str] = field(default_factory=list)  # what is bound to fail of what is left to do
     listing: str = ""  # how the source differs from its index, in words
+    left_out: dict[str, int] = field(default_factory=dict)  # files of the source that were not taken, by the reason
 
 
 def run_status(config: Config) -> RunStatus:
@@ -65,7 +66,15 @@ def status_of(run: Run) -> RunStatus:
         )
     left = [run.definitions[stage.stage] for stage in stages if stage.done < stage.shards]
     found = faults(left, config, run.index)
-    return replace(_not_begun(config), images=run.index.images, shards=run.index.shards, stages=stages, faults=found)
+    index = run.index
+    return replace(
+        _not_begun(config),
+        images=index.images,
+        shards=index.shards,
+        stages=stages,
+        faults=found,
+        left_out=index.ignored.reasons(),
+    )
 
 
 def _not_begun(config: Config) -> RunStatus:
@@ -82,6 +91,7 @@ def print_status(status: RunStatus) -> None:
     console.print(
         f"{status.run}: {status.images} images in {status.shards} shards from {status.source}", soft_wrap=True
     )
+    _print_left_out(status)
     columns = ("stage", "fingerprint", "done", "rows", "instances", "images/s a worker", "failed shards")
     table = Table(*(Column(name, no_wrap=name in {"stage", "fingerprint"}) for name in columns))
     for stage in status.stages:
@@ -103,6 +113,11 @@ def print_status(status: RunStatus) -> None:
             console.print(f"pixels of {stage.stage}: {shares}")
 
 
+def _print_left_out(status: RunStatus) -> None:
+    for reason, count in status.left_out.items():
+        stdout_console().print(f"left out: {count} {reason}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _state(fit: StageStatus) -> str:
     if fit.done:
         return "fitted" if fit.fit_seconds is None else f"fitted in {fit.fit_seconds:.0f} s"
@@ -113,7 +128,7 @@ def plan_of(status: RunStatus) -> dict[str, Any]:
     """What is left of each stage, with seconds and bytes where a rate was measured, as plain data."""
     steps = [asdict(_step(stage, status)) for stage in status.stages]
     plan = {"run": status.run, "source": status.source, "images": status.images, "steps": steps}
-    return plan | {"faults": status.faults, "listing": status.listing}
+    return plan | {"faults": status.faults, "listing": status.listing, "left_out": status.left_out}
 
 
 def print_plan(status: RunStatus) -> None:
@@ -122,6 +137,7 @@ def print_plan(status: RunStatus) -> None:
     if status.images is None:
         console.print(f"index {status.source}, then every stage; nothing is measured yet", soft_wrap=True)
         return
+    _print_left_out(status)
     elastic = f" (up to {status.most_workers})" if status.most_workers > status.workers else ""
     table = Table("stage", "to do", "images", "time", "size", title=f"{status.workers} workers{elastic}")
     for stage, step in zip(status.stages, steps, strict=True):

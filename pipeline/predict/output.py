@@ -19,9 +19,9 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.predict.draw import draw_labels
-from pipeline.sources.scan import IMAGE_EXTENSIONS
 from pipeline.store import storage
 from pipeline.store.json_lists import JsonLists
+from workers.formats import IMAGE_EXTENSIONS
 from workers.images import LoadedImage
 from workers.masks import encode_panoptic_png
 from workers.merge import MergedLabels, Segment

@@ -41,6 +41,7 @@ class Page:
     name: str
     uri: str
     source: str
+    left_out: dict[str, int]  # files of the source by why they were not taken
     config: str
     stages: list[StageStatus]
     counts: rows.RowCounts
@@ -78,6 +79,7 @@ def describe(run: Run, *, max_photos: int, max_clusters: int) -> Page:
         name=storage.redact(run.uri).rstrip("/").rsplit("/", 1)[-1],
         uri=storage.redact(run.uri),
         source=storage.redact(run.config.source.uri),
+        left_out=run.index.ignored.reasons(),
         config=storage.redact(run.config.to_yaml()),
         stages=statuses,
         counts=counts,

@@ -11,12 +11,14 @@ picture, or is dropped (`prune`).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
 
 import numpy as np
 
-from pipeline.sources.index import (
+from pipeline.sources.choice import Choice
+from pipeline.sources.index_files import (
     Index,
     WrittenIndex,
     batches,
@@ -25,9 +27,13 @@ from pipeline.sources.index import (
     write_manifest,
     write_shards,
 )
-from pipeline.sources.scan import File, Ignored, list_files, scan
+from pipeline.sources.left_out import Ignored
+from pipeline.sources.own_folders import own_folders
+from pipeline.sources.scan import File, Format, list_files, scan, scan_files
+from pipeline.sources.survey import survey
 from workers.records import GONE, ImageRecord
 
+WHOLE_FILES = frozenset({"folder", "manifest"})  # formats in which a photo is a file
 BATCH = 10_000  # files that are compared at a time
 
 
@@ -50,28 +56,42 @@ class Difference:
         return ", ".join(f"{count} {name}" for name, count in counts.items() if count) + f" {self.unit}"
 
 
-def difference(index: Index, uri: str) -> Difference:
-    """Between the listing of the source at `uri` and its index. Errors as of `scan`. Memory: 17 bytes a file."""
+def difference(index: Index, uri: str, choice: Choice) -> Difference:
+    """Between the listing of the source at `uri` and its index. Errors as of `scan`. Memory: 50 bytes a file.
+
+    With a limit there is none: photos that are not of the sample are not new. Of pictures that may be label maps, which
+    only a look at them tells, none counts as new where the index has left out such.
+    """
+    unit = {"folder": "photos", "tar": "tars", "parquet": "Parquet files", "manifest": "photos"}[index.format]
+    if choice.limit is not None:
+        return Difference(unit=unit)
     known = _Known(index)
+    maps = index.ignored.label_maps > 0
     new = changed = 0
-    for files in batches(list_files(uri, index.format, anonymous=index.anonymous), BATCH):
-        is_new, is_changed = known.compare(files)
-        new, changed = new + int(is_new.sum()), changed + int(is_changed.sum())
-    unit = {"folder": "photos", "tar": "tars", "parquet": "Parquet files"}[index.format]
+    for files, is_new, is_changed in _compared(index, known, uri, choice):
+        named = np.array([not (maps and file.path.lower().endswith(".png")) for file in files], bool)
+        new, changed = new + int((is_new & named).sum()), changed + int(is_changed.sum())
     return Difference(new, changed, known.unseen(), unit)
 
 
-def extend_index(index: Index, uri: str, *, prune: bool = False) -> Index:
+def extend_index(index: Index, uri: str, choice: Choice, *, prune: bool = False) -> Index:
     """The index with what the listing of `uri` has more, and without or with a mark at what it has no more. The index
-    of the folder is the old one until the new one is whole. Errors as of `scan`.
+    of the folder is the old one until the new one is whole. Errors as of `scan`; ValueError: a source that is a sample,
+    a manifest with other keys.
 
-    Memory: the records of the files that are others now, and 17 bytes a file.
+    Memory: the records of the files that are others now, the places of those that are new, and 50 bytes a file.
     """
-    known, ignored = _Known(index), Ignored()
-    fresh: set[str] = set()
-    others: set[str] = set()
-    for files in batches(list_files(uri, index.format, anonymous=index.anonymous), BATCH):
-        is_new, is_changed = known.compare(files)
+    if choice.limit is not None:
+        raise ValueError("source.limit: a sample is not extended; leave out the limit, or run with --reindex")
+    found, ignored = survey(uri, index.format, index.image_column, choice, anonymous=index.anonymous), Ignored()
+    if list(found.keys.names) != list(index.keys):
+        raise ValueError(
+            f"source.uri: the manifest has the key columns {', '.join(found.keys.names) or '(none)'} now, and had "
+            f"{', '.join(index.keys) or '(none)'}; run with --reindex"
+        )
+    known = _Known(index)
+    fresh, others = set[str](), set[str]()
+    for files, is_new, is_changed in _compared(index, known, uri, found.choice):
         fresh |= {file.uri for file, wanted in zip(files, is_new, strict=True) if wanted}
         others |= {file.uri for file, wanted in zip(files, is_changed, strict=True) if wanted}
 
@@ -82,20 +102,33 @@ def extend_index(index: Index, uri: str, *, prune: bool = False) -> Index:
             image_column=index.image_column,
             ignored=left_out,
             anonymous=index.anonymous,
-            only=lambda file: file.uri in wanted,
+            choice=found.choice,
+            maps=found.maps,
+            only=wanted,
         )
 
     replaced = {record.image_id: record for record in records_of(others, Ignored())} if others else {}
-    old = (_renewed(index.records(shard), known, others, replaced, prune) for shard in range(index.shards))
+    old = (_renewed(index.records_with_keys(shard), known, others, replaced, prune) for shard in range(index.shards))
     # Of `replaced`, what the old shards do not take: photos that a tar has in addition.
     added = itertools.chain(replaced.values(), records_of(fresh, ignored))
     shards = itertools.chain(old, batches(added, index.shard_size))
     generation = index.generation + 1
-    written = write_shards(shards, index.folder, generation)
+    written = write_shards(shards, index.folder, generation, found.keys)
     extended = _extended(index, written, ignored, generation)
     write_manifest(extended)
     remove_generation(index)
     return open_index(index.folder)
+
+
+def _compared(
+    index: Index, known: _Known, uri: str, choice: Choice
+) -> Iterator[tuple[list[File], np.ndarray, np.ndarray]]:
+    """The files of the listing, some at a time, with what `_Known.compare` says of them."""
+    listed = (file.path for file in list_files(uri, Ignored(), index.anonymous)) if index.format != "manifest" else ()
+    choice = replace(choice, own=tuple(sorted({*choice.own, *own_folders(listed)})))
+    files = scan_files(uri, cast(Format, index.format), choice, anonymous=index.anonymous)
+    for some in batches(files, BATCH):
+        yield some, *known.compare(some)
 
 
 def _extended(index: Index, written: WrittenIndex, ignored: Ignored, generation: int) -> Index:
@@ -132,36 +165,32 @@ class _Known:
     """The files of an index, by 64 bits of their place and of what it noted of them."""
 
     def __init__(self, index: Index) -> None:
-        noted = dict[int, int]() if index.format != "folder" else None
-        places, states = [], []
-        for record in index.all_records():
-            place, state = _bits(record.uri), _state_of(record, index)
-            if noted is None:
-                places.append(place)
-                states.append(state)
-            else:
-                noted[place] = state
-        if noted is not None:
-            places, states = list(noted), list(noted.values())
-        order = np.argsort(np.array(places, np.int64), kind="stable")
-        self._places = np.array(places, np.int64)[order]
-        self._states = np.array(states, np.int64)[order]
-        self._gone = self._states == _bits(GONE)
-        self._seen = np.zeros(len(order), bool)
-        self._sizes_alone, self._folder = not index.versions, index.format == "folder"
+        self._whole = index.format in WHOLE_FILES
+        records = (_Noted.of(record, self._whole) for record in index.all_records())
+        # A tar or Parquet file is noted for each of its photos.
+        noted = list(records) if self._whole else list({one.place: one for one in records}.values())
+        found = np.array(noted, np.int64).reshape(-1, len(_Noted._fields))
+        found = found[np.argsort(found[:, 0], kind="stable")]
+        self._places, self._states, unversioned, gone = found.T
+        self._unversioned, self._gone = unversioned.astype(bool), gone.astype(bool)
+        self._seen = np.zeros(len(found), bool)
 
-    def compare(self, files: Iterable[File]) -> tuple[np.ndarray, np.ndarray]:
+    def compare(self, files: Sequence[File]) -> tuple[np.ndarray, np.ndarray]:
         """(N,) bool each: not in the index; in it, and another now. The files count as seen."""
-        places = np.array([_bits(file.uri) for file in files], np.int64)
-        states = np.array([_state(file, sizes_alone=self._sizes_alone) for file in files], np.int64)
-        at = np.searchsorted(self._places, places)
-        there = np.zeros(len(places), bool)
-        inside = at < len(self._places)
-        there[inside] = self._places[at[inside]] == places[inside]
+        places = np.array([hash(file.uri) for file in files], np.int64)
+        at = np.minimum(np.searchsorted(self._places, places), max(0, len(self._places) - 1))
+        there = self._places[at] == places if len(self._places) else np.zeros(len(places), bool)
         self._seen[at[there]] = True
         changed = np.zeros(len(places), bool)
-        changed[there] = self._states[at[there]] != states[there]
-        return ~there, changed & (self._folder or not self._sizes_alone)
+        changed[there] = [self._is_other(a, file) for a, file, known in zip(at, files, there, strict=True) if known]
+        return ~there, changed
+
+    def _is_other(self, at: int, file: File) -> bool:
+        if self._gone[at]:
+            return True
+        if not self._unversioned[at]:
+            return bool(self._states[at] != hash(file.identity))
+        return self._whole and bool(self._states[at] != hash(f"{file.size:x}-"))  # all that was noted is a size
 
     def unseen(self) -> int:
         """How many files, of which the index does not know that they are gone, were in no listing."""
@@ -169,19 +198,19 @@ class _Known:
 
     def is_unseen(self, uri: str) -> bool:
         """Whether a file of the index was in no listing."""
-        return not self._seen[np.searchsorted(self._places, np.int64(_bits(uri)))]
+        return not self._seen[np.searchsorted(self._places, hash(uri))]
 
 
-def _state(file: File, *, sizes_alone: bool) -> int:
-    return _bits(f"{file.size:x}-{'' if sizes_alone else file.version}")
+class _Noted(NamedTuple):
+    """What an index noted of a file, by hashes that this process alone understands."""
 
+    place: int
+    state: int
+    unversioned: bool
+    gone: bool
 
-def _state_of(record: ImageRecord, index: Index) -> int:
-    """As `_state`, of what the index noted of the file that a photo lies in."""
-    if record.version == GONE:
-        return _bits(GONE)
-    return _bits(f"{record.length:x}-{record.version}" if index.format == "folder" else record.version)
-
-
-def _bits(text: str) -> int:
-    return hash(text)  # of this process alone, as all that is compared
+    @classmethod
+    def of(cls, record: ImageRecord, whole: bool) -> _Noted:
+        """`whole`: a photo is a file, and else lies in one, whose identity it has."""
+        state = f"{record.length:x}-{record.version}" if whole else record.version
+        return cls(hash(record.uri), hash(state), not record.version, record.version == GONE)

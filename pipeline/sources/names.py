@@ -1,17 +1,22 @@
-"""Which image is meant by a name: the same path but for its ending, or else the only image of that name in any folder.
+"""Names of images: what they are called in a run, and which is meant by a name from elsewhere.
 
-A photo goes by many names: `train/0001.jpg` in a run, `0001.jpg` in COCO's JSON, `0001.png` in a folder of maps.
+A photo goes by many names: `train/0001.jpg` in a run, `0001.jpg` in COCO's JSON, `0001.png` in a folder of maps. A name
+means the image of the same path but for its ending, or else the only image of that name in any folder. Names are
+compared in Unicode's form NFC, for a disk may give back `é` as two characters; they are kept as they are.
 """
 
 from __future__ import annotations
 
 import posixpath
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 
 from pipeline.errors import ConfigError
 
 SHOWN = 3
+AMBIGUOUS = re.compile("[\udc80-\udcff]|%25|%[89A-F][0-9A-F]")
 
 
 class ImageNames:
@@ -22,13 +27,13 @@ class ImageNames:
         self._by_path: dict[str, list[str]] = defaultdict(list)
         self._by_name: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            self._by_path[image_stem(name)].append(name)
-            self._by_name[posixpath.basename(image_stem(name))].append(name)
+            self._by_path[comparable(name)].append(name)
+            self._by_name[posixpath.basename(comparable(name))].append(name)
         self.claimed: dict[str, str] = {}  # images that were claimed, and by which name
 
     def find(self, name: str) -> str | None:
         """The image of `name`; None when there is none. ConfigError when several would do."""
-        stem = image_stem(name)
+        stem = comparable(name)
         found = self._by_path.get(stem) or self._by_name.get(posixpath.basename(stem), [])
         if len(found) > 1:
             raise ConfigError(
@@ -56,6 +61,18 @@ def require_inside(name: str, where: str) -> str:
     return name
 
 
+def comparable(name: str) -> str:
+    """The path of an image without its ending, in NFC: equal for names that mean the same."""
+    return unicodedata.normalize("NFC", image_stem(name))
+
+
 def image_stem(name: str) -> str:
     """The path of an image without its ending."""
     return posixpath.splitext(name)[0]
+
+
+def image_id(path: str) -> str:
+    """The path as a string of valid UTF-8 that no other path maps to (see `pipeline.sources.scan`)."""
+    if not AMBIGUOUS.search(path):
+        return path
+    return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", path.replace("%", "%25"))

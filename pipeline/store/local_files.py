@@ -42,7 +42,7 @@ def take_away(path: Path) -> bytes:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex}")
+    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")  # not by its name, which may be as long as names can be
 
 
 def walk(root: Path) -> Iterator[tuple[str, int, str]]:
