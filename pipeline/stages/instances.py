@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 BEYOND_DOUBT = (32, 0.95)  # readable photos, and the share of them without a mask, at which the stage need not go on
 GO_ON = "Raise run.max_empty to go on all the same"
+MEND = {  # of photos that cannot be read, by what became of them
+    Status.MISSING: "Bring them back, or give the workers access to the source",
+    Status.EMPTY: "They hold no byte: bring them to the source again",
+    Status.UNDECODABLE: "They are damaged, or no photos of a known format: see that source.uri is the right one",
+    Status.TOO_LARGE: "Raise decode.max_pixels",
+    Status.TOO_SMALL: "Lower decode.min_side",
+    Status.CRASHED: "Give the workers more memory (workers.memory_gb)",
+}
 
 
 class InstanceShards(PhotoShards):
@@ -93,8 +101,10 @@ class Instances(ShardStage):
         return InstanceShards
 
     def complaint(self, config: Config, receipts: Sequence[Receipt], *, final: bool) -> str | None:
-        """Most readable photos have no mask."""
+        """No photo can be read, or most readable ones have no mask."""
         empty, readable = count_empty(receipts)
+        if final and not readable:
+            return _nothing_readable(receipts)
         least, share = (1, config.run.max_empty) if final else BEYOND_DOUBT
         if readable < least or empty <= max(share, config.run.max_empty) * readable:
             return None
@@ -106,6 +116,15 @@ def count_empty(receipts: Sequence[Receipt]) -> tuple[int, int]:
     rows = add_up(receipt.rows for receipt in receipts)
     empty = rows.get(Status.NO_MASKS, 0)
     return empty, empty + rows.get(Status.OK, 0)
+
+
+def _nothing_readable(receipts: Sequence[Receipt]) -> str | None:
+    rows = add_up(receipt.rows for receipt in receipts)
+    if not rows:
+        return None
+    counts = ", ".join(f"{count} {status}" for status, count in rows.items())
+    remedy = MEND[Status(next(iter(rows)))]  # of the commonest
+    return f"none of the {sum(rows.values())} photos can be read: {counts}. {remedy}; the column `error` says why"
 
 
 def _why(config: Config, receipts: Sequence[Receipt]) -> str:

@@ -12,6 +12,7 @@ from pipeline.engine.progress import FitProgress
 from pipeline.engine.stage import Stage
 from pipeline.stages.base import FitStage, Run, categories, stage_of_round, thing_stage
 from pipeline.stages.facts import Content, Facts
+from pipeline.stages.labels import require_predictions
 
 if TYPE_CHECKING:
     from pipeline.train.job import TrainSettings
@@ -54,6 +55,8 @@ class Train(FitStage):
         from pipeline.train.coco_photos import CocoPhotos
         from pipeline.train.fit import fit_panoptic
 
+        if self.round:
+            require_predictions(run, self.round)
         photos, settings = self._photos(run), self._settings(run)
         train, workers, steps = run.config.train, run.config.workers, settings.optimisation.steps
         with FitProgress(stage.name, steps) as progress, fit_threads(workers) as cpus:

@@ -147,6 +147,24 @@ def test_copy_paste_from_the_bank_goes_on_as_if_it_had_not_been_stopped(scenes: 
     assert all(torch.equal(a, b) for a, b in zip(through[2].images, resumed[0].images, strict=True))
 
 
+def test_a_training_whose_loss_has_grown_leaves_no_model(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = PanopticTrainer.advance
+
+    def grows(self: PanopticTrainer, batch: Any) -> dict[str, float]:
+        factor = 100.0**self.step
+        return {name: factor * value for name, value in advance(self, batch).items()}
+
+    monkeypatch.setattr(PanopticTrainer, "advance", grows)
+    for _ in range(2):  # going on from its checkpoint does not make it a model
+        with pytest.raises(
+            ValueError, match=r"has diverged: its loss is \S+e\+0\d in the last steps.*lower train\.rate"
+        ):
+            fit_panoptic(photos_of(scenes), str(tmp_path), SETTINGS)
+    assert not (tmp_path / "artifact.json").exists()
+
+
 def test_weights_to_start_from(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
     from pipeline.train.job import TrainJob, build_model
 
