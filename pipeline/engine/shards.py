@@ -32,6 +32,7 @@ from pipeline.sources.fetch import load_photo
 from pipeline.sources.index import Index, open_index
 from pipeline.store import storage
 from pipeline.store.weights import local_weights
+from workers.counts import count
 from workers.phases import Phases
 from workers.records import ImageRecord, Status, with_metadata
 
@@ -122,19 +123,7 @@ class ShardActor(ABC):
             stream = io.BytesIO()
             pq.write_table(with_metadata(table, self.job.metadata), stream, compression="zstd")
             storage.write_bytes(self.job.stage.part(shard), stream.getvalue())
-        rows = collections.Counter(table["status"].to_pylist())
-        instances = sum(len(entries) for entries in table["rle"].to_pylist()) if "rle" in table.column_names else 0
-        return {
-            "ok": True,
-            "rows": dict(rows),
-            "instances": instances,
-            "bytes": stream.tell(),
-            "pixels": self.pixels(table),
-        }
-
-    def pixels(self, table: pa.Table) -> dict[str, int]:
-        """Pixels by what they became, for stages that decide it."""
-        return {}
+        return {"ok": True, "bytes": stream.tell(), **count(table)}
 
 
 class PhotoShards(ShardActor):

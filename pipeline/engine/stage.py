@@ -47,9 +47,14 @@ def part_name(shard: int) -> str:
 
 def done_shards(stage: Stage) -> set[int]:
     """The shards whose part is there and whole. A local part that was cut short does not count."""
+    return set(part_sizes(stage))
+
+
+def part_sizes(stage: Stage) -> dict[int, int]:
+    """The bytes of each part that is there and whole, by shard."""
     cuts = [part_name(shard) for shard in range(PAGE - 1, stage.shards - 1, PAGE)]
     return {
-        int(found[1])
+        int(found[1]): size
         for name, size in storage.list_folder(stage.folder, cuts=cuts).items()
         if (found := PART.fullmatch(name)) and _whole(storage.join(stage.folder, name), size)
     }

@@ -1,4 +1,4 @@
-"""`status` and `plan` from listings and receipts, without any part's content."""
+"""`status` and `plan` from listings and receipts, and from the parts where these are missing."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_store_that_fails_under_way_is_named(config: Config, monkeypatch: pyte
     def away(*_: object, **__: object) -> set[int]:
         raise ConnectionResetError("the line is cut")
 
-    monkeypatch.setattr(status_module, "done_shards", away)
+    monkeypatch.setattr(status_module, "part_sizes", away)
     with pytest.raises(ConfigError, match="run: ConnectionResetError: the line is cut; give access"):
         run_status(config)
     monkeypatch.setattr(runner, "pending_shards", away)
@@ -106,7 +106,7 @@ def test_counts_rates_and_failures(config: Config, capsys: pytest.CaptureFixture
     stage = resolve_stages(config, open_index(index_folder(config)))["instances"]
     Path(stage.folder).mkdir(parents=True)
     for shard in range(3):
-        Path(stage.part(shard)).write_bytes(b"PAR1....PAR1")
+        Path(stage.part(shard)).write_bytes(b"PAR1".ljust(996) + b"PAR1")  # as large as the receipts say
     add_receipts(config, stage.fingerprint, 3)
     status = run_status(config)
     instances = status.stages[0]
