@@ -48,13 +48,13 @@ def _of_parts(stage: Stage, told: Mapping[int, Receipt], sizes: Mapping[int, int
     known = {shard: told[shard] for shard, size in sizes.items() if shard in told and told[shard].bytes in (0, size)}
     unknown = [shard for shard in sizes if shard not in known]
     with ThreadPoolExecutor(READERS) as pool:
-        known |= zip(
-            unknown, pool.map(lambda shard: _receipt_of_part(stage, shard, sizes[shard]), unknown), strict=True
-        )
+        read = pool.map(lambda shard: _receipt_of_part(stage, shard, sizes[shard], told.get(shard)), unknown)
+        known |= zip(unknown, read, strict=True)
     return [known[shard] for shard in sorted(known)]
 
 
-def _receipt_of_part(stage: Stage, shard: int, size: int) -> Receipt:
+def _receipt_of_part(stage: Stage, shard: int, size: int, earlier: Receipt | None) -> Receipt:
+    """As the part tells; of one that is damaged, as an `earlier` receipt does."""
     import pyarrow as pa  # which few looks at a run need
 
     from pipeline.engine.shards import read_columns
@@ -63,6 +63,8 @@ def _receipt_of_part(stage: Stage, shard: int, size: int) -> Receipt:
     try:
         counts = count(read_columns(stage.part(shard), COLUMNS))
     except pa.ArrowInvalid as error:
+        if earlier is not None:
+            return earlier
         shown = storage.redact(stage.part(shard))
         raise ConfigError(f"{shown} cannot be read: {error}; delete it, and run the same command again") from error
     return Receipt(stage.name, stage.fingerprint, shard, ok=True, wall_s=0.0, bytes=size, **counts)

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from rich.console import Console
 from rich.table import Column, Table
 
 from pipeline.config import Config
@@ -13,6 +14,7 @@ from pipeline.engine.log import stdout_console
 from pipeline.engine.receipts import list_receipts
 from pipeline.engine.status import StageStatus, stage_status
 from pipeline.errors import ConfigError
+from pipeline.operations.preflight import foreseen
 from pipeline.stages.base import Run
 from pipeline.stages.run import find_run
 from pipeline.stages.table import faults
@@ -40,6 +42,12 @@ def run_status(config: Config) -> RunStatus:
     with storage.failures_as(ConfigError, config.run.uri, "give access to run.uri, or ask again when it answers"):
         run = find_run(config)
         return _not_begun(config) if run is None else status_of(run)
+
+
+def planned(config: Config) -> RunStatus:
+    """As `run_status`; of a run that has not begun also what is bound to fail, for which its source is looked at."""
+    status = run_status(config)
+    return status if status.images is not None else replace(status, faults=foreseen(config))
 
 
 def status_of(run: Run) -> RunStatus:
@@ -105,6 +113,7 @@ def print_plan(status: RunStatus) -> None:
     console = stdout_console()
     if status.images is None:
         console.print(f"index {status.source}, then every stage; nothing is measured yet", soft_wrap=True)
+        _print_faults(status.faults, console)
         return
     elastic = f" (up to {status.most_workers})" if status.most_workers > status.workers else ""
     table = Table("stage", "to do", "images", "time", "size", title=f"{status.workers} workers{elastic}")
@@ -118,7 +127,11 @@ def print_plan(status: RunStatus) -> None:
             "" if fit else "not measured" if step.bytes is None else f"{step.bytes / 2**20:.1f} MiB",
         )
     console.print(table)
-    for fault in status.faults:
+    _print_faults(status.faults, console)
+
+
+def _print_faults(faults: list[str], console: Console) -> None:
+    for fault in faults:
         console.print(f"bound to fail: {fault}", markup=False, soft_wrap=True)
 
 

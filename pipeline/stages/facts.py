@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from model.backbone.weights import resolve_weights
@@ -51,6 +52,22 @@ class Facts:
 def sections(config: Config, *names: str) -> Content:
     """Sections of the config as plain data. Seeds are said apart, as what they are in the end."""
     return {name: getattr(config, name).model_dump(exclude={"seed"}) for name in names}
+
+
+def require_there(places: Mapping[str, str | None]) -> None:
+    """ConfigError unless there is a file or folder at each of these places, which are by their keys of the config."""
+    faults = [fault for key, uri in places.items() if uri is not None and (fault := _not_there(key, uri))]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _not_there(key: str, uri: str) -> str:
+    errors: tuple[type[Exception], ...] = (*storage.store_errors(uri), ValueError)  # ValueError: unknown scheme
+    try:
+        found = storage.exists(uri)
+    except errors as error:
+        return f"{key}: cannot look at {storage.redact(uri)!r}: {storage.redact(str(error))}"
+    return "" if found else f"{key}: there is no {storage.redact(uri)!r}; correct the path, or bring it there"
 
 
 def _teacher(config: Config, *, download: bool) -> str:

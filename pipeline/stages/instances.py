@@ -12,8 +12,7 @@ from pipeline.config import Config
 from pipeline.engine.receipts import Receipt, add_histograms, add_up
 from pipeline.engine.shards import PhotoShards
 from pipeline.errors import ConfigError
-from pipeline.sources.index import Index
-from pipeline.stages.base import ShardStage
+from pipeline.stages.base import Photos, ShardStage
 from pipeline.stages.facts import Content, Facts, sections
 from workers.records import Status, instances_schema
 
@@ -80,7 +79,7 @@ class Instances(ShardStage):
             del content["crf"]["fast"]
         return content
 
-    def check(self, config: Config, index: Index | None) -> None:
+    def check(self, config: Config, index: Photos | None) -> None:
         patch = patch_size(config.backbone.name)
         sizes = {"merge_tree.image_size": config.merge_tree.image_size}
         if config.instances.method == "maskcut":
