@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from model.backbone.weights import resolve_weights
@@ -59,6 +60,19 @@ def require_there(places: Mapping[str, str | None]) -> None:
     faults = [fault for key, uri in places.items() if uri is not None and (fault := _not_there(key, uri))]
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def require_weights(places: Mapping[str, str | None]) -> None:
+    """ConfigError for local files at these places, which are by their keys of the config, that plainly are no weights.
+    Folders, and what lies in a store, are looked at when they are read."""
+    for key, uri in places.items():
+        if uri is not None and not storage.is_remote(uri) and Path(uri).is_file():
+            from model.checkpoint import strangers  # loads torch, which a look at most runs can do without
+
+            try:
+                strangers.require_weights(Path(uri))
+            except ValueError as error:
+                raise ConfigError(f"{key}: {error}") from error
 
 
 def _not_there(key: str, uri: str) -> str:

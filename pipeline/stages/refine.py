@@ -11,7 +11,7 @@ from pipeline.engine.progress import FitProgress
 from pipeline.engine.shards import PhotoShards
 from pipeline.engine.stage import Stage
 from pipeline.stages.base import FitStage, Photos, Run, ShardStage
-from pipeline.stages.facts import Content, Facts, require_there, sections
+from pipeline.stages.facts import Content, Facts, require_there, require_weights, sections
 from workers.records import SEMANTICS_SCHEMA
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ class RefineFit(FitStage):
         return {"seed": config.seed, "backbone": backbone, **fit}
 
     def check(self, config: Config, index: Photos | None) -> None:
-        require_there({"semantics.refine_backbone": config.semantics.refine_backbone})
+        weights = {"semantics.refine_backbone": config.semantics.refine_backbone}
+        require_there(weights)
+        require_weights(weights)
 
     def fit(self, run: Run, stage: Stage) -> str:
         from pipeline.semantics.refine import fit_deeplab

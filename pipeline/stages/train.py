@@ -11,7 +11,7 @@ from pipeline.engine.fits import device_of_fits, fit_threads
 from pipeline.engine.progress import FitProgress
 from pipeline.engine.stage import Stage
 from pipeline.stages.base import FitStage, Photos, Run, categories, stage_of_round, thing_stage
-from pipeline.stages.facts import Content, Facts, require_there
+from pipeline.stages.facts import Content, Facts, require_there, require_weights
 from pipeline.stages.labels import require_predictions
 
 if TYPE_CHECKING:
@@ -54,9 +54,13 @@ class Train(FitStage):
     def check(self, config: Config, index: Photos | None) -> None:
         train = config.train
         if self.round == 0:
-            places = {f"train.{key}": getattr(train, key) for key in ("labels", "label_images", "init", "backbone")}
+            labels, weights = (
+                {f"train.{key}": getattr(train, key) for key in keys}
+                for keys in (("labels", "label_images"), ("init", "backbone"))
+            )
             beside = train.labels and train.labels.removesuffix(".json")
-            require_there({**places, "train.label_pngs": train.label_pngs or beside})
+            require_there({**labels, "train.label_pngs": train.label_pngs or beside, **weights})
+            require_weights(weights)
 
     def fit(self, run: Run, stage: Stage) -> str:
         from pipeline.train.coco_photos import CocoPhotos

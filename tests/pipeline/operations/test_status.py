@@ -233,9 +233,14 @@ def test_a_plan_says_which_files_of_the_config_are_not_there(config: Config, tmp
     said = "\n".join(faults_before(config, tmp_path, train=train))
     assert [fault.partition("; ")[0] for fault in said.split("\n")] == [
         "train.label_images: there is no '/no/images'",
-        "train.init: there is no '/no/model'",
         f"train.label_pngs: there is no '{tmp_path / 'truth'}'",  # beside the JSON
+        "train.init: there is no '/no/model'",
     ]
+    (tmp_path / "model.pth").write_bytes(b"<html>403 Forbidden</html>")
+    (fault,) = faults_before(config, tmp_path, train={"steps": 1, "backbone": str(tmp_path / "model.pth")})
+    assert fault.startswith(
+        f"train.backbone: {tmp_path / 'model.pth'} is a web page and not the weights (26 bytes, the "
+    )
     backbone = {"name": "dino_vits8", "weights": "/no/weights.pth"}
     (fault,) = faults_before(config, tmp_path, backbone=backbone)
     assert fault.startswith("backbone.weights: no file '/no/weights.pth'")
