@@ -103,7 +103,8 @@ def _named_by_auto() -> str:
 
 def _temporary_folder() -> str:
     """Below which Ray keeps what belongs to a session, unless it is told another."""
-    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    of_system = os.environ.get("TMPDIR") if sys.platform == "linux" else None  # Ray heeds it there alone
+    return os.environ.get("RAY_TMPDIR") or of_system or "/tmp"
 
 
 def _quieten_ray() -> None:

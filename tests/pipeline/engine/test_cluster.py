@@ -126,13 +126,12 @@ def test_a_temporary_folder_too_deep_for_sockets_is_not_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     room = SOCKET_PATH - len(SOCKET)
-    monkeypatch.delenv("RAY_TMPDIR", raising=False)
     for folder, chosen in (
         ("/" + "l" * (room - 1), None),
         ("/" + "l" * room, SHORT_FOLDER),
         ("/" + "ü" * 20, SHORT_FOLDER),
     ):
-        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setenv("RAY_TMPDIR", folder)
         assert cluster._session_folder() == chosen
         said = " ".join(capsys.readouterr().err.split())
         assert (said != "") == (chosen is not None)
@@ -152,3 +151,13 @@ def test_ray_that_cannot_start_says_where_and_what_to_do(monkeypatch: pytest.Mon
     )
     with pytest.raises(ConfigError, match=message), connect(config(size=1, memory_gb=0.1).workers, None):
         pass
+
+
+def test_the_temporary_folder_is_the_one_that_ray_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/scratch")
+    for platform, folder in (("linux", "/scratch"), ("darwin", "/tmp")):
+        monkeypatch.setattr(cluster.sys, "platform", platform)
+        assert cluster._temporary_folder() == folder
+    monkeypatch.setenv("RAY_TMPDIR", "/ray")
+    assert cluster._temporary_folder() == "/ray"
