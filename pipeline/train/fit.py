@@ -36,7 +36,8 @@ from pipeline.train.job import (
 from pipeline.train.loop import train
 from pipeline.train.photos import TrainingPhotos
 
-GROWTH = 10.0  # times the first loss, which is that of chance, at the end: beyond what a spike leaves behind
+GROWTH = 10.0  # times the loss of the first step, at the end: beyond what a spike leaves behind
+LEAST = 3.0  # that it is taken for; of a model that was trained before, or a batch without things, it may be near 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ def _train_and_write(
 def _require_sound(history: list[Entry]) -> None:
     """ValueError for a training that has ended far above the loss that it began with."""
     first, last = (float(history[place]["total"]) for place in (0, -1))
-    if last > GROWTH * first:
+    if last > GROWTH * max(first, LEAST):
         raise ValueError(
             f"the training has diverged: its loss is {last:.3g} in the last steps and was {first:.3g} in the first; "
             "lower train.rate (in a round of self-training self_training.rate) or raise train.warmup_steps"

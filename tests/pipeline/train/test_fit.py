@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.operations.demo.scenes import write_scenes
 from pipeline.train import loop
 from pipeline.train.coco_photos import CocoPhotos
-from pipeline.train.fit import fit_panoptic
+from pipeline.train.fit import _require_sound, fit_panoptic
 from pipeline.train.job import TrainSettings
 from tests.tiny_panoptic import NETWORK
 from workers.decode import DecodeLimits
@@ -163,6 +164,15 @@ def test_a_training_whose_loss_has_grown_leaves_no_model(
         ):
             fit_panoptic(photos_of(scenes), str(tmp_path), SETTINGS)
     assert not (tmp_path / "artifact.json").exists()
+
+
+@pytest.mark.parametrize(("first", "last", "sound"), [(8.0, 80.0, True), (8.0, 81.0, False), (0.01, 25.0, True)])
+def test_how_much_a_loss_may_grow(first: float, last: float, sound: bool) -> None:
+    history = [{"step": 1, "total": first}, {"step": 9, "total": last}]
+    with (
+        contextlib.nullcontext() if sound else pytest.raises(ValueError, match="its loss is 81 in the last.* was 8 in")
+    ):
+        _require_sound(history)
 
 
 def test_weights_to_start_from(scenes: Path, unbroken: Path, tmp_path: Path) -> None:
