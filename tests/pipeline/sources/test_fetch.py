@@ -86,9 +86,7 @@ def test_a_path_in_a_bucket_is_found_there(s3_bucket: str) -> None:
 def test_paths_that_lead_nowhere_are_refused_at_the_start_and_rows_later(tmp_path: Path, path: str) -> None:
     put(str(tmp_path / "in"), {"x.parquet": parquet({"image": [{"bytes": None, "path": path}] * 2})})
     put(str(tmp_path), {"secret.jpg": b"x"})
-    with pytest.raises(
-        ValueError, match=rf"the first .*row 0 has no bytes, and there is no '{path}' beside"
-    ):
+    with pytest.raises(ValueError, match=rf"the first .*row 0 has no bytes, and there is no '{path}' beside"):
         check_source(str(tmp_path / "in"))
     (record, _) = scan(str(tmp_path / "in"))
     assert status_of(record)[0] is Status.MISSING
