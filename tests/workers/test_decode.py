@@ -321,13 +321,13 @@ def test_one_bit_is_black_and_white() -> None:
         (99, (10, 20), (0, 0)),
     ],
 )
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("format", sorted({"JPEG", "PNG", "WEBP", "TIFF", "AVIF"} & set(FORMATS)))
 def test_exif_puts_the_picture_upright(
     format: str, orientation: int, shape: tuple[int, int], corner: tuple[int, int]
 ) -> None:
     stored = np.zeros((10, 20, 3), np.uint8)
     stored[0, 0] = 255
-    options = {"JPEG": {"quality": 100}, "WEBP": {"lossless": True}}.get(format, {})
+    options = {"JPEG": {"quality": 100}, "WEBP": {"lossless": True}, "AVIF": {"quality": 100}}.get(format, {})
     pixels = decoded(stored, format, exif=exif(orientation), **options)
     assert pixels.shape == (*shape, 3)
     assert [tuple(spot) for spot in np.argwhere(pixels[..., 1] > 128)] == [corner]
@@ -369,7 +369,10 @@ def png16(samples: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + data
 
 
-@pytest.mark.parametrize(("greatest", "white"), [(4095, 4095), (4032, 4095), (1000, 1023), (200, 255), (5000, 65535)])
+@pytest.mark.parametrize(
+    ("greatest", "white"),
+    [(4095, 4095), (4032, 4095), (1000, 1023), (200, 255), (16000, 16383), (20000, 65535)],
+)
 def test_samples_are_scaled_by_the_range_that_they_use(greatest: int, white: int) -> None:
     grey = np.tile(np.linspace(0, greatest, 9).astype(np.uint16), (9, 1))
     expected = np.rint(grey[0].astype(int) * 255 / white).astype(int).tolist()
