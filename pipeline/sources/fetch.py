@@ -228,7 +228,10 @@ def image_leaves(uri: str, schema: pa.Schema, column: str) -> list[str]:
     """
     name = storage.redact(uri)
     if column not in schema.names:
-        raise ValueError(f"source.image_column: {name} has no column '{column}', only {', '.join(schema.names)}")
+        raise ValueError(
+            f"source.image_column: {name} has no column '{column}', only {', '.join(schema.names)}; of places of "
+            "photos set source.format: manifest, and source.uri_column to their column"
+        )
     kind = schema.field(column).type
     leaves = [column]
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
