@@ -96,7 +96,7 @@ def test_a_store_that_fails_under_way_is_named(config: Config, monkeypatch: pyte
     def away(*_: object, **__: object) -> set[int]:
         raise ConnectionResetError("the line is cut")
 
-    monkeypatch.setattr(Look, "done", away)
+    monkeypatch.setattr(Look, "sizes", away)
     with pytest.raises(ConfigError, match="run: ConnectionResetError: the line is cut; give access"):
         run_status(config)
     monkeypatch.setattr(Look, "pending", away)
