@@ -8,10 +8,19 @@ from typing import Annotated
 
 import typer
 
-from pipeline.command.common import Address, AsJson, ConfigPath, Overrides, answer, load, stop_on_sigterm, user_errors
+from pipeline.command.common import (
+    Address,
+    AsJson,
+    ConfigPath,
+    Overrides,
+    RunOrConfig,
+    answer,
+    load,
+    stop_on_sigterm,
+    user_errors,
+)
+from pipeline.command.names import WithNames, names_of_run
 from pipeline.errors import ConfigError
-
-RunOrConfig = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or the run's config file.")]
 
 
 def add_to(app: typer.Typer, evaluate_app: typer.Typer) -> None:
@@ -26,9 +35,16 @@ def add_to(app: typer.Typer, evaluate_app: typer.Typer) -> None:
     app.add_typer(export_app, name="export")
 
 
-def train(config: ConfigPath, overrides: Overrides = None, address: Address = None, as_json: AsJson = False) -> None:
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    address: Address = None,
+    with_names: WithNames = False,
+    as_json: AsJson = False,
+) -> None:
     """Train the panoptic model on the labels of the run, or on human ones. Continues after any interruption."""
     with user_errors(as_json), stop_on_sigterm():
+        overrides = [*(overrides or ()), "train.names=true"] if with_names else overrides
         _run_model(config, overrides, address, as_json, rounds=False)
 
 
@@ -74,11 +90,13 @@ def predict(
     score: Annotated[float | None, typer.Option(help="Least score of an instance; 0.5 by default.")] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16.")] = False,
     anonymous: Annotated[bool, typer.Option("--anonymous", help="Read a public bucket without credentials.")] = False,
+    with_names: WithNames = False,
     as_json: AsJson = False,
 ) -> None:
     """Panoptic predictions of photos: overlays with cluster ids, and a COCO panoptic JSON with its PNGs."""
     with user_errors(as_json), stop_on_sigterm():
         from pipeline.predict import run
+        from pipeline.stages.named import names_of_checkpoint
 
         table = sys.stderr if as_json else sys.stdout
         run.print_header(table)
@@ -93,6 +111,7 @@ def predict(
             score=score,
             amp=amp,
             anonymous=anonymous,
+            classes=names_of_checkpoint(weights) if with_names else None,
             on_photo=lambda result: run.print_photo(result, table),
         )
         answer(summary, as_json, lambda: run.print_summary(summary))
@@ -117,6 +136,7 @@ def evaluate_panoptic(
     ] = "hungarian",
     leftover: Annotated[str, typer.Option(help="Clusters without a class: error, or argmax.")] = "error",
     supercategories: Annotated[bool, typer.Option("--supercategories", help="Score stuff by supercategory.")] = False,
+    with_names: WithNames = False,
     as_json: AsJson = False,
 ) -> None:
     """Panoptic quality, AP, AR and mIoU against human labels, with the mapping of all and of the other half."""
@@ -138,6 +158,7 @@ def evaluate_panoptic(
             mode=mode,  # type: ignore[arg-type]
             leftover=leftover,  # type: ignore[arg-type]
             stuff_by_supercategory=supercategories,
+            names=names_of_run(predictions, wanted=with_names),
         )
         answer(found, as_json, lambda: print_scores(found), files=found["files"])
 
@@ -152,13 +173,16 @@ def evaluate_masks(
         str | None, typer.Option(help="PNGs of a panoptic truth; by default beside its JSON.")
     ] = None,
     output: Annotated[str | None, typer.Option(help="Folder for the result; by default evaluation in the run.")] = None,
+    with_names: WithNames = False,
     as_json: AsJson = False,
 ) -> None:
     """Masks against human ones with the classes ignored: AP and AR by size, purity of the clusters, masks of stuff."""
     with user_errors(as_json):
         from pipeline.evaluate import mask_scores as evaluation
 
-        found = evaluation.evaluate_masks(run, truth, stage=stage, truth_pngs=truth_pngs, output=output)
+        found = evaluation.evaluate_masks(
+            run, truth, stage=stage, truth_pngs=truth_pngs, output=output, named=with_names
+        )
         answer(found, as_json, lambda: evaluation.print_scores(found), files=found["files"])
 
 
@@ -175,6 +199,7 @@ def export_coco(
     output: Annotated[str, typer.Option(help="Folder for the files.")],
     name: Annotated[str, typer.Option(help="Of the set: a part of the files' names.")] = "train",
     whole_masks: Annotated[bool, typer.Option(help="Whole masks of the instances, or what is visible.")] = True,
+    with_names: WithNames = False,
     as_json: AsJson = False,
 ) -> None:
     """The labels as COCO panoptic, instances and stuff files, as detectron2 and U2Seg read them."""
@@ -182,5 +207,6 @@ def export_coco(
         from pipeline.export.coco import export_coco as export
         from pipeline.export.coco import print_export
 
-        exported = export(run, run if whole_masks else None, output=output, name=name)
+        names = names_of_run(run, wanted=with_names)
+        exported = export(run, run if whole_masks else None, output=output, name=name, names=names)
         answer(exported, as_json, lambda: print_export(exported))

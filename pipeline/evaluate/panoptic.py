@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from model.metrics.panoptic import VOID_ID, Overlaps, segment_overlaps
+from pipeline.clusters.names import Names
 from pipeline.errors import ConfigError
 from pipeline.sources.coco import Categories, Category, CocoPanoptic, PanopticImage, check_size
 from pipeline.sources.names import ImageNames, image_stem
@@ -37,16 +38,20 @@ class LabelSource(Protocol):
     def read(self, name: str) -> PanopticImage: ...
 
 
-def open_labels(inputs: Inputs, pngs: str | None = None) -> PanopticParts | CocoPanoptic:
-    """Labels of a COCO panoptic JSON (`.json`; `pngs` is the folder of its PNGs), of a run, or of panoptic parts.
+def open_labels(inputs: Inputs, pngs: str | None = None, names: Names | None = None) -> PanopticParts | CocoPanoptic:
+    """Labels of a COCO panoptic JSON (`.json`; `pngs` is the folder of its PNGs), of a run, or of panoptic parts, these
+    with the classes of `names`.
 
-    ConfigError as `CocoPanoptic`, `find_parts` and `PanopticParts`, and for `pngs` beside anything but a JSON.
+    ConfigError as `CocoPanoptic`, `find_parts` and `PanopticParts`, and for `pngs` beside anything but a JSON, or
+    `names` beside one.
     """
     if isinstance(inputs, str) and inputs.lower().endswith(".json"):
+        if names is not None:
+            raise ConfigError(f"--names: {inputs!r} is no run; give the run, or write the JSON with names")
         return CocoPanoptic(inputs, pngs)
     if pngs is not None:
         raise ConfigError(f"a folder of PNGs ({pngs!r}) belongs to a COCO panoptic JSON, not to {inputs!r:.60}")
-    return PanopticParts(find_parts(inputs))
+    return PanopticParts(find_parts(inputs), names)
 
 
 class StuffBySupercategory:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.clusters.names import Names as ClassNames
 from pipeline.engine.log import stdout_console
 from pipeline.errors import ConfigError
 from pipeline.evaluate.instances import TrueInstances, visible_instances
@@ -54,6 +55,7 @@ def evaluate_run(
     leftover: Leftover = "error",
     thresholds: VoteThresholds | None = None,
     stuff_by_supercategory: bool = False,
+    names: ClassNames | None = None,
 ) -> dict[str, Any]:
     """Score panoptic labels and write the result to `output`/panoptic.json; returns what it holds, with `files`.
 
@@ -66,6 +68,7 @@ def evaluate_run(
         leftover: of `hungarian`: a cluster without a partner is an `error`, or gets its commonest class (`argmax`).
         thresholds: of `vote`.
         stuff_by_supercategory: score stuff by supercategory, as U2Seg does.
+        names: of the classes of the predictions, where these are parts: merged classes are one, noise is void.
 
     Raises:
         ConfigError: inputs that cannot be read or do not fit each other; the message names the file.
@@ -73,7 +76,7 @@ def evaluate_run(
     true: LabelSource = open_labels(truth, truth_pngs)
     if stuff_by_supercategory:
         true = StuffBySupercategory(true)
-    predicted = open_labels(predictions, prediction_pngs)
+    predicted = open_labels(predictions, prediction_pngs, names)
     whole = CocoInstances(instances) if instances else None
     found = score_labels(predicted, true, instances=whole, mode=mode, leftover=leftover, thresholds=thresholds)
     return found | {"files": [write_json(output, RESULT, found)]}

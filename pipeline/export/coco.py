@@ -30,17 +30,27 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.clusters.names import Names
 from pipeline.engine.log import stdout_console
 from pipeline.engine.shards import ahead
 from pipeline.errors import ConfigError
 from pipeline.sources.coco import VOID_ID, Categories, PanopticImage, check_size
 from pipeline.sources.names import image_stem, require_inside
-from pipeline.stages.parts import LABEL_COLUMNS, Inputs, common_categories, find_parts, image_of_row, read_part_columns
+from pipeline.stages.parts import (
+    LABEL_COLUMNS,
+    Inputs,
+    find_parts,
+    image_of_row,
+    named_categories,
+    read_part_columns,
+    renamed,
+)
 from pipeline.store import storage
 from pipeline.store.json_lists import JsonLists, json_lists
 from workers.masks import BoolArray, decode_rle, encode_rle, mask_box
 from workers.merge import VOID_LABEL, whole_masks
 from workers.records import READABLE
+from workers.renaming import Renaming
 
 THINGS = 0  # in a stuff PNG
 WRITERS = 8  # images under way at a time
@@ -64,7 +74,13 @@ class Exported:
 
 
 def export_coco(
-    parts: Inputs, instances_parts: Inputs | None = None, *, output: str, name: str = "train", stuff: bool = True
+    parts: Inputs,
+    instances_parts: Inputs | None = None,
+    *,
+    output: str,
+    name: str = "train",
+    stuff: bool = True,
+    names: Names | None = None,
 ) -> Exported:
     """Write the labels of panoptic parts as COCO files to the folder `output`, local or remote.
 
@@ -75,6 +91,7 @@ def export_coco(
         output: folder for the files; what is there under their names is replaced.
         name: of the set, part of the files' names.
         stuff: whether to write the stuff PNGs.
+        names: of the classes, which are then those that came of them: merged, and without noise.
 
     Raises:
         ConfigError: parts that cannot be read or do not belong together, categories that are not things 1..K before
@@ -82,9 +99,9 @@ def export_coco(
     """
     panoptic = find_parts(parts)
     whole = None if instances_parts is None else _beside(panoptic, find_parts(instances_parts, "things"))
-    categories = common_categories(panoptic)
+    categories, renaming = named_categories(panoptic, names)
     things = _count_things(categories, storage.redact(panoptic[0]))
-    writer = _Writer(output, name, categories, things, stuff)
+    writer = _Writer(output, name, categories, things, stuff, renaming)
     writer.exported.whole_masks = whole is not None
     try:
         with json_lists("images", "panoptic", "instances") as lists:
@@ -129,7 +146,15 @@ class _Entries(NamedTuple):
 class _Writer:
     """Writes the PNGs of one part after the other, in threads, and gathers the JSONs' entries in their order."""
 
-    def __init__(self, output: str, name: str, categories: Categories, things: int, stuff: bool) -> None:
+    def __init__(
+        self,
+        output: str,
+        name: str,
+        categories: Categories,
+        things: int,
+        stuff: bool,
+        renaming: Renaming | None,
+    ) -> None:
         names = {
             "panoptic_json": f"panoptic_{name}.json",
             "panoptic_root": f"panoptic_{name}",
@@ -141,6 +166,7 @@ class _Writer:
         self.exported.categories = {"things": things, "stuff": len(categories) - things}
         self._categories = categories
         self._things = things
+        self._renaming = renaming
         self._stems: dict[str, str] = {}
         self._place = 0
 
@@ -179,7 +205,7 @@ class _Writer:
             if row["status"] in READABLE:
                 self._claim(row["image_id"], where)
                 whole = None if masks is None else masks.slice(number, 1).to_pylist()[0]
-                yield _Row(self._place, where, row, whole)
+                yield _Row(self._place, where, renamed(row, self._renaming), whole)
             else:
                 self.exported.unreadable += 1
 

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import torch
 
 from pipeline import __version__
+from pipeline.clusters.names import Names, renaming_of
 from pipeline.engine.shards import ahead
 from pipeline.errors import ConfigError
 from pipeline.predict.output import OVERLAYS, Labelled, Output, OutputNames
@@ -28,6 +29,7 @@ from workers.images import LoadedImage
 from workers.phases import Phases
 from workers.predict import MAX_SIDE, Predicted, PredictWorker, combine
 from workers.records import ImageRecord, Status
+from workers.renaming import Renaming, rename_labels
 
 WRITERS = 4  # photos that are drawn and written at a time
 
@@ -66,6 +68,7 @@ def predict_photos(
     score: float | None = None,
     amp: bool = False,
     names: Mapping[int, str] | None = None,
+    classes: Names | None = None,
     image_column: str = "image",
     anonymous: bool = False,
     max_pixels: int = DecodeLimits().max_pixels,
@@ -80,6 +83,7 @@ def predict_photos(
             them with the same.
         batch_size: photos that are held, of which those of one size share a forward pass.
         names: category -> the name that is drawn in place of its number; by default the checkpoint's, if it has any.
+        classes: named classes that the checkpoint's become, merged and without noise; their names are drawn.
         image_column: of Parquet files.
         anonymous: the inputs are in a public bucket, which is read without credentials.
         max_pixels: a photo with more is not decoded.
@@ -88,7 +92,8 @@ def predict_photos(
     A photo that cannot be read is a result with its status and error; the others go on.
 
     Raises:
-        ConfigError: before any work for inputs, weights, device, numbers or an output that are wrong; later for an
+        ConfigError: before any work for inputs, weights, device, numbers, classes of another fit or an output that are
+            wrong; later for an
             input that cannot be listed to its end, an output that cannot be written or a GPU that is too small.
         StageFailed: the store of the photos failed.
     """
@@ -97,17 +102,32 @@ def predict_photos(
     check_device(device)
     loaded = load_weights(weights, score=score)
     worker = make_worker(loaded, device, batch_size=batch_size, short=short, max_side=max_side, amp=amp)
-    drawn = loaded.names if names is None else names
-    target = Output(output, loaded.model.num_things, loaded.model.num_stuff, drawn)
+    drawn, renaming = loaded.names if names is None else names, None
+    counts = (loaded.model.num_things, loaded.model.num_stuff)
+    if classes is not None:
+        renaming = _renaming(loaded, classes, storage.redact(weights))
+        drawn = {category.id: category.name for category in classes.new_categories}
+        counts = (classes.renaming.num_things, classes.renaming.num_stuff)
+    target = Output(output, *counts, drawn)
     settings = {"short": short_side(loaded, short), "max_side": max_side, "amp": amp, "max_pixels": max_pixels}
     target.begin(_about(loaded, weights, inputs, settings, drawn))
     fetcher = Fetcher(image_column, anonymous=anonymous)
     load = functools.partial(read_photo, fetcher, limits=DecodeLimits(max_pixels, min_side=1))
     images = ahead(load, photos, depth=max(4, 2 * batch_size))
     with json_lists("images", "annotations") as lists:
-        summary = _predict_all(worker, images, target, lists, on_photo)
+        summary = _predict_all(worker, images, target, lists, on_photo, renaming)
         target.finish(lists)
     return summary
+
+
+def _renaming(loaded: Weights, classes: Names, where: str) -> Renaming | None:
+    """How what the model sees gets these classes; None where it was trained on them."""
+    things, total = loaded.model.num_things, loaded.model.num_things + loaded.model.num_stuff
+    listed = [
+        {"id": number, "name": loaded.names.get(number, ""), "isthing": int(number <= things)}
+        for number in range(1, total + 1)
+    ]
+    return renaming_of(classes, listed, where)
 
 
 def _about(
@@ -129,6 +149,7 @@ def _predict_all(
     target: Output,
     lists: JsonLists,
     on_photo: Callable[[PhotoResult], None],
+    renaming: Renaming | None,
 ) -> PredictSummary:
     def write(photo: Labelled | Predicted) -> Labelled | Predicted:
         if isinstance(photo, Labelled):
@@ -137,7 +158,7 @@ def _predict_all(
 
     summary = PredictSummary(target.files())
     try:
-        for photo in ahead(write, _labelled(worker.predict(images, Phases())), depth=WRITERS):
+        for photo in ahead(write, _labelled(worker.predict(images, Phases()), renaming), depth=WRITERS):
             result = _result(photo, target.uri)
             if isinstance(photo, Labelled):
                 target.add(photo, lists)
@@ -150,7 +171,7 @@ def _predict_all(
     return summary
 
 
-def _labelled(predicted: Iterator[Predicted]) -> Iterator[Labelled | Predicted]:
+def _labelled(predicted: Iterator[Predicted], renaming: Renaming | None) -> Iterator[Labelled | Predicted]:
     """Photos with combined labels, so that no masks wait for the writers; the unreadable ones as they are."""
     taken = OutputNames()
     for number, one in enumerate(predicted, start=1):
@@ -158,7 +179,10 @@ def _labelled(predicted: Iterator[Predicted]) -> Iterator[Labelled | Predicted]:
             yield one
         else:
             name = taken.claim(one.image.image_id)
-            yield Labelled(number, name, one.image, combine(one.prediction), one.seconds)
+            labels = combine(one.prediction)
+            yield Labelled(
+                number, name, one.image, labels if renaming is None else rename_labels(labels, renaming), one.seconds
+            )
 
 
 def _result(photo: Labelled | Predicted, output: str) -> PhotoResult:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.metrics.instances import Instance
+from pipeline.clusters.names import Names, renaming_of
 from pipeline.engine.shards import read_columns
 from pipeline.engine.stage import PART
 from pipeline.errors import ConfigError
@@ -18,6 +19,7 @@ from pipeline.sources.coco import Categories, PanopticImage, PanopticSegment, ch
 from pipeline.stages.run import open_run
 from pipeline.store import storage
 from workers.records import READABLE
+from workers.renaming import Renaming, rename_row
 
 Inputs = str | Sequence[str]  # a run (folder or config file), a folder of parts, or the parts themselves
 LABEL_COLUMNS = ["image_id", "height", "width", "status", "panoptic", "segments"]
@@ -27,14 +29,15 @@ DETECTION_COLUMNS = ["rle", "bbox", "area", "score", "category"]  # of the model
 class PanopticParts:
     """The labelled images of panoptic parts. A row that could not be read has no label, and no name here.
 
-    Images are read quickly in the order of `names`, because one part is held at a time; the names are all held.
-    ConfigError: there is no part, one cannot be read or lists no categories, their lists differ, or an image comes
-    twice.
+    Given `names` of classes, the labels have the classes that came of them. Images are read quickly in the order of
+    their own names, because one part is held at a time; those names are all held.
+    ConfigError: there is no part, one cannot be read or lists no categories, their lists differ or are not those that
+    the names are of, or an image comes twice.
     """
 
-    def __init__(self, parts: Sequence[str]) -> None:
+    def __init__(self, parts: Sequence[str], names: Names | None = None) -> None:
         self._parts = list(parts)
-        self.categories = common_categories(self._parts)
+        self.categories, self._renaming = named_categories(self._parts, names)
         self.shown = storage.redact(self._parts[0].rsplit("/", 1)[0])
         self._columns = label_columns(self._parts[0])
         self._place: dict[str, tuple[int, int]] = {}
@@ -52,7 +55,7 @@ class PanopticParts:
     def read(self, name: str) -> PanopticImage:
         """The label of an image. ConfigError when map, segments and categories do not fit."""
         number, row = self._place[name]
-        entry = self._part(number).slice(row, 1).to_pylist()[0]
+        entry = renamed(self._part(number).slice(row, 1).to_pylist()[0], self._renaming)
         return image_of_row(entry, storage.redact(self._parts[number]), self.categories)
 
     def _load(self, number: int) -> pa.Table:
@@ -107,6 +110,22 @@ def common_categories(parts: Sequence[str]) -> Categories:
     if not categories:
         raise ConfigError(f"{storage.redact(part)}: the list of categories is empty")
     return categories
+
+
+def named_categories(parts: Sequence[str], names: Names | None) -> tuple[Categories, Renaming | None]:
+    """The categories of parts once they have these names (None: as they are), and how a row gets them, None where it
+    stays as it is. ConfigError as of `common_categories`, or the names are of other categories."""
+    categories = common_categories(parts)
+    if names is None:
+        return categories, None
+    where = storage.redact(parts[0])
+    listed = [{"id": c.id, "name": c.name, "isthing": c.is_thing} for c in categories.values()]
+    return read_categories(names.listed, where), renaming_of(names, listed, where)
+
+
+def renamed(row: dict[str, Any], renaming: Renaming | None) -> dict[str, Any]:
+    """A row of panoptic labels as `rename_row` gives it, or as it is."""
+    return row if renaming is None else rename_row(row, renaming)
 
 
 def label_columns(part: str) -> list[str]:
