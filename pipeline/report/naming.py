@@ -158,13 +158,17 @@ def _titled(sampled: Sampled, category: int, is_thing: bool, crops: dict[Member,
 
 def _draw(run: Run, sampled: Sampled, classes: int) -> dict[Member, Crop]:
     wanted = [member for examples in sampled.examples.values() for member in examples.all]
-    share = BUDGET // max(1, 3 * EACH * classes)
-    most = min(MOST_BYTES, max(LEAST_BYTES, share))
-    side = next(side for least, side in SIDES if most >= least)
+    side, most = room(classes)
     drawer = Drawer(
         run.index, run.things, run.stages["panoptic"], run.done["panoptic"], run.limits, crop_side=side, crop_bytes=most
     )
     return drawer.draw([], wanted)[1]
+
+
+def room(classes: int) -> tuple[int, int]:
+    """Of a picture on a page of so many classes: pixels of its longer side, and bytes."""
+    most = min(MOST_BYTES, max(LEAST_BYTES, BUDGET // (3 * EACH * max(1, classes))))
+    return next(side for least, side in SIDES if most >= least), most
 
 
 def _nearest(centroids_CD: np.ndarray | None, shown: list[int], first: int) -> dict[int, list[tuple[int, float]]]:

@@ -24,7 +24,7 @@ import jinja2
 
 from pipeline.errors import ConfigError
 from pipeline.report import charts
-from pipeline.report.naming import describe_naming
+from pipeline.report.naming import NamingPage, describe_naming
 from pipeline.report.page import Page, describe
 from pipeline.stages.run import open_run
 from pipeline.store import storage
@@ -59,8 +59,8 @@ def write_pages(
     described = describe_naming(run) if naming else None
     beside = None if described is None else _beside(target)
     _write(target, render(page, beside))
-    if beside is not None:
-        _write(beside, _template("clusters.html.j2").render(page=described))
+    if described is not None and beside is not None:
+        _write(beside, render_naming(described))
     return Written(storage.redact(target), None if beside is None else storage.redact(beside))
 
 
@@ -82,6 +82,11 @@ def render(page: Page, naming: str | None = None) -> str:
     """The report as HTML; `naming` is where the page of clusters is."""
     beside = None if naming is None else naming.rsplit("/", 1)[-1]
     return _template("report.html.j2").render(page=page, naming=beside)
+
+
+def render_naming(page: NamingPage) -> str:
+    """The page of clusters as HTML."""
+    return _template("clusters.html.j2").render(page=page)
 
 
 @functools.cache

@@ -308,16 +308,15 @@ function typing(event, input) {
 }
 
 const onRow = {
-  ArrowDown: (id) => go(step(id, 1), false), j: (id) => go(step(id, 1), false),
+  ArrowDown: (id) => go(step(id, 1), false),
   ArrowUp: (id) => go(step(id, -1), false), k: (id) => go(step(id, -1), false),
   Enter: (id) => go(id, true), n: (id) => go(id, true),
   x: (id) => toggleNoise(id) && entry(id).noise && goOn(id, false),
   s: (id) => toggleStuff(id),
   m: (id) => askMerge(id),
-  g: (id) => goOn(id, false),
   Backspace: (id) => forget(id),
 };
-const anywhere = { u: undo, "/": () => $("#find").focus(), w: save, "?": () => $("#help").showModal() };
+const anywhere = { j: (id) => go(step(id, 1), false), g: (id) => goOn(id, false), u: undo, "/": () => $("#find").focus(), w: save, "?": () => $("#help").showModal() };
 
 function pressed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || $("dialog[open]")) return;
@@ -327,6 +326,14 @@ function pressed(event) {
   const id = idOf(event.target), near = /^[1-9]$/.test(event.key) && id !== null && $(".near li:nth-child(" + event.key + ")", rows.get(id));
   const act = near ? () => merge(id, Number(near.dataset.id)) && goOn(id, false) : (id !== null && onRow[event.key]) || anywhere[event.key];
   if (act) { event.preventDefault(); act(id); }
+}
+
+function goFound() {
+  const text = $("#find").value, shown = visible();
+  const found = shown.find((id) => [ownName(id), nameOf(id)].map(fold).includes(fold(tidy(text))));
+  $("#find").value = "";
+  filter();
+  go(found ?? shown[0] ?? null, false);
 }
 
 // Merging with any class.
@@ -369,7 +376,7 @@ $("#merging form").addEventListener("submit", answered);
 $("#merging .cancel").addEventListener("click", () => $("#merging").close());
 $("#show").addEventListener("change", filter);
 $("#find").addEventListener("input", filter);
-$("#find").addEventListener("keydown", (event) => (event.key === "Enter" || event.key === "Escape") && go(visible()[0] ?? null, false));
+$("#find").addEventListener("keydown", (event) => (event.key === "Enter" || event.key === "Escape") && goFound());
 $("#undo").addEventListener("click", undo);
 $("#keys").addEventListener("click", () => $("#help").showModal());
 $("#open").addEventListener("click", () => $("#file").click());
