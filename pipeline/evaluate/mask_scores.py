@@ -55,7 +55,8 @@ def evaluate_masks(
             no photo that both have, or as `MaskPairs`.
     """
     run = open_run(run_or_config, need=stage)
-    true, found = TrueMasks(truth, truth_pngs), open_masks(run, stage, names_of(run) if named else None)
+    names = names_of(run) if named else None
+    true, found = TrueMasks(truth, truth_pngs), open_masks(run, stage, names)
     done = sorted(run.done[stage])
     pairs = MaskPairs(true, found, run.stages[stage], done)
     tally = MaskTally(clusters=found.clusters, has_stuff=true.has_stuff)
