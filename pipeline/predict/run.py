@@ -17,10 +17,11 @@ import torch
 from pipeline import __version__
 from pipeline.engine.shards import ahead
 from pipeline.errors import ConfigError
-from pipeline.predict.output import OVERLAYS, Labelled, Output, OutputNames
+from pipeline.predict.output import OVERLAYS, Labelled, Output
 from pipeline.predict.photos import find_photos, read_photo
 from pipeline.predict.weights import Weights, check_device, load_weights, make_worker, short_side
 from pipeline.sources.fetch import Fetcher
+from pipeline.sources.names import OutputNames
 from pipeline.store import storage
 from pipeline.store.json_lists import JsonLists, json_lists
 from workers.decode import DecodeLimits

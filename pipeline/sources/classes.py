@@ -61,6 +61,17 @@ class Classes:
         return len(self.categories) - self.things
 
     @cached_property
+    def names(self) -> dict[int, str]:
+        """A name for each category, in their order; one that is taken gets its number, for some formats have no two of
+        one name."""
+        found: dict[int, str] = {}
+        taken: set[str] = set()
+        for number, category in sorted(self.categories.items()):
+            found[number] = category.name if category.name not in taken else f"{category.name} ({number})"
+            taken.add(found[number])
+        return found
+
+    @cached_property
     def colors(self) -> dict[int, Color]:
         """An RGB colour for each category, no two the same and none black: some readers tell classes by it."""
         found: dict[int, Color] = {}
@@ -108,8 +119,8 @@ class Classes:
         return [
             {
                 "id": category.id,
-                "name": category.name,
-                "supercategory": category.supercategory or category.name,
+                "name": self.names[category.id],
+                "supercategory": category.supercategory or self.names[category.id],
                 "isthing": int(category.is_thing),
                 "color": list(self.colors[category.id]),
             }

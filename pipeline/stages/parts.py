@@ -15,6 +15,7 @@ from pipeline.engine.shards import read_columns
 from pipeline.engine.stage import PART
 from pipeline.errors import ConfigError
 from pipeline.sources.coco import Categories, PanopticImage, PanopticSegment, check_image, decode_ids, read_categories
+from pipeline.stages.base import Run
 from pipeline.stages.run import open_run
 from pipeline.store import storage
 from workers.records import READABLE
@@ -65,6 +66,29 @@ def find_parts(inputs: Inputs, stage: str = "panoptic") -> list[str]:
 
     ConfigError when there is none.
     """
+    given = _given_parts(inputs, stage)
+    if given is not None:
+        return given
+    return parts_of_run(open_run(str(inputs), need=None if stage == "things" else stage), stage)
+
+
+def find_run_and_parts(inputs: Inputs) -> tuple[Run | None, list[str]]:
+    """The parts as `find_parts` has them, and the run that they are of; None when they were given without one."""
+    given = _given_parts(inputs, "panoptic")
+    if given is not None:
+        return None, given
+    run = open_run(str(inputs), need="panoptic")
+    return run, parts_of_run(run, "panoptic")
+
+
+def parts_of_run(run: Run, stage: str) -> list[str]:
+    """The finished parts of a stage; `things` is whichever has the masks that the labels were merged from."""
+    name = run.things.name if stage == "things" else stage
+    return [run.stages[name].part(shard) for shard in sorted(run.done[name])]
+
+
+def _given_parts(inputs: Inputs, stage: str) -> list[str] | None:
+    """The parts in a folder, or those that are given; None when `inputs` is a run."""
     if not isinstance(inputs, str):
         if not inputs:
             raise ConfigError(f"no {stage} part was given; give a run, a folder of parts, or the parts")
@@ -77,16 +101,12 @@ def find_parts(inputs: Inputs, stage: str = "panoptic") -> list[str]:
         listed = []
     except storage.store_errors(inputs) as error:
         raise ConfigError(f"cannot list {storage.redact(inputs)!r}: {storage.redact(str(error))}") from error
-    if listed:
-        return [storage.join(inputs, name) for name in sorted(listed, key=_shard)]
-    run = open_run(inputs, need=None if stage == "things" else stage)
-    if stage == "things":  # whichever stage has them
-        stage = run.things.name
-    return [run.stages[stage].part(shard) for shard in sorted(run.done[stage])]
+    return [storage.join(inputs, name) for name in sorted(listed, key=shard_of)] or None
 
 
-def _shard(name: str) -> int:
-    found = PART.fullmatch(name)
+def shard_of(part: str) -> int:
+    """The number of a part by its name."""
+    found = PART.fullmatch(part.rsplit("/", 1)[-1])
     assert found
     return int(found[1])
 
