@@ -62,7 +62,7 @@ def decode_image(data: bytes, limits: DecodeLimits) -> Pixels:
     if not data:
         raise DecodeError(Status.EMPTY, "the file is empty")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with open_photo(data) as image:
             _check_size(image.size, limits)
             image.load()
             return np.array(_to_rgb(_upright(image)))
@@ -76,6 +76,20 @@ def decode_image(data: bytes, limits: DecodeLimits) -> Pixels:
     except BAD_DATA as error:
         reason = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)) or type(error).__name__
         raise DecodeError(Status.UNDECODABLE, reason) from error
+
+
+def open_photo(data: bytes) -> Image.Image:
+    """A photo whose header has been read, of the formats named here alone. `BAD_DATA` when it is none."""
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def orientation(image: Image.Image) -> int:
+    """How EXIF data says that a photo is to be turned, 1..8; 1 (not at all) where it says nothing, or nonsense."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except BAD_DATA:  # the pixels are good all the same
+        return 1
+    return found if isinstance(found, int) and found in UPRIGHT else 1
 
 
 def resize_square(image: Pixels, size: int) -> Pixels:
@@ -114,11 +128,7 @@ def _check_size(size: tuple[int, int], limits: DecodeLimits) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except BAD_DATA:  # the pixels are good all the same
-        return image
-    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    turn = UPRIGHT.get(orientation(image))
     return image if turn is None else image.transpose(turn)
 
 

@@ -1,7 +1,7 @@
 """Classes that got names: several become one, things become stuff, and noise becomes void.
 
 Labels keep the ids of their things, so that the whole masks of instances are still found by them. Of a class of stuff a
-photo has one segment: those that become one take the least of their ids.
+photo has one segment: those that become one take the id of the first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from workers.masks import decode_panoptic_png, encode_panoptic_png
 from workers.merge import VOID_ID, MergedLabels, Segment
 
 NOISE = 0  # in place of a category
-DETECTIONS = ("category", "rle", "bbox", "area", "score")  # parallel lists of a row of a model's predictions
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +38,41 @@ def rename_labels(labels: MergedLabels, renaming: Renaming) -> MergedLabels:
 
     IndexError for a category that the renaming does not know.
     """
-    groups: dict[tuple[int, int], list[Segment]] = {}
-    for segment in labels.segments:
-        category = renaming.category_of[segment.category]
+    named = [(one, renaming.category_of[one.category]) for one in labels.segments]
+    becomes = new_ids(((one.id, category) for one, category in named), renaming.num_things)
+    groups: dict[int, list[Segment]] = {}
+    for one, category in named:
         if category != NOISE:
-            instance = segment.id if category <= renaming.num_things else 0
-            groups.setdefault((category, instance), []).append(segment)
-    united = [_unite(members, category, renaming) for (category, _), members in groups.items()]
-    id_of = {member.id: one.id for one, members in zip(united, groups.values(), strict=True) for member in members}
-    ids = _replace_ids(labels.ids, id_of, [segment.id for segment in labels.segments])
-    return MergedLabels(ids, sorted(united, key=lambda segment: segment.id), labels.hidden)
+            groups.setdefault(becomes[one.id], []).append(replace(one, category=category))
+    united = [_unite(members, renaming.num_things) for members in groups.values()]
+    return MergedLabels(replace_ids(labels.ids, becomes), united, labels.hidden)
+
+
+def new_ids(segments: Iterable[tuple[int, int]], num_things: int) -> dict[int, int]:
+    """(id, new category) of the segments of a photo -> what each id becomes: void where the category is `NOISE`, and
+    that of the first of its category where this is stuff."""
+    becomes: dict[int, int] = {}
+    first: dict[int, int] = {}
+    for number, category in segments:
+        if category == NOISE:
+            becomes[number] = VOID_ID
+        else:
+            becomes[number] = number if category <= num_things else first.setdefault(category, number)
+    return becomes
+
+
+def replace_ids(ids_hw: NDArray[np.int32], becomes: Mapping[int, int]) -> NDArray[np.int32]:
+    """The map with each id as `becomes` has it, those that it lacks as they are; the same array if none changes. Ids
+    may be as large as 2**24."""
+    if all(number == new for number, new in becomes.items()):
+        return ids_hw
+    found, places = np.unique(ids_hw, return_inverse=True)
+    table = np.array([becomes.get(number, number) for number in found.tolist()], np.int32)
+    return table[places].reshape(ids_hw.shape)
 
 
 def rename_row(row: Mapping[str, Any], renaming: Renaming) -> dict[str, Any]:
-    """A row of panoptic labels (`PANOPTIC_SCHEMA`, or of a model's predictions) of old categories -> of new ones.
+    """A row of panoptic labels (`PANOPTIC_SCHEMA`) of old categories -> of new ones.
 
     Rows without labels stay as they are. Errors as of `rename_labels`, and ValueError for a PNG that is none.
     """
@@ -66,32 +86,13 @@ def rename_row(row: Mapping[str, Any], renaming: Renaming) -> dict[str, Any]:
         **row,
         "panoptic": row["panoptic"] if same else encode_panoptic_png(renamed.ids),
         "segments": [asdict(segment) for segment in renamed.segments],
-        **(_rename_detections(row, renaming) if "category" in row else {}),
     }
 
 
-def _unite(members: list[Segment], category: int, renaming: Renaming) -> Segment:
-    """One segment of what several were; of one thing alone all but the category stays."""
-    first, is_thing = min(members, key=lambda member: member.id), category <= renaming.num_things
+def _unite(members: list[Segment], num_things: int) -> Segment:
+    """One segment, with the id of the first, of what several were."""
+    first, is_thing = members[0], members[0].category <= num_things
     boxes = np.array([member.bbox for member in members])
     box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
     area = sum(member.area for member in members)
-    score = first.score if is_thing else None
-    return replace(first, category=category, is_thing=is_thing, area=area, bbox=box, score=score)
-
-
-def _replace_ids(ids_hw: NDArray[np.int32], id_of: Mapping[int, int], old: Iterable[int]) -> NDArray[np.int32]:
-    """The map with each of the `old` ids as `id_of` has it, void where it lacks it; the same array if none changes."""
-    changed = {number: id_of.get(number, VOID_ID) for number in old if id_of.get(number, VOID_ID) != number}
-    if not changed:
-        return ids_hw
-    found, places = np.unique(ids_hw, return_inverse=True)
-    table = np.array([changed.get(number, number) for number in found.tolist()], np.int32)
-    return table[places].reshape(ids_hw.shape)
-
-
-def _rename_detections(row: Mapping[str, Any], renaming: Renaming) -> dict[str, list[Any]]:
-    """The parallel lists of a model's detections, which are of things: those of things alone."""
-    kept = [number for number, category in enumerate(row["category"]) if renaming.keeps_thing(category)]
-    lists = {name: [row[name][number] for number in kept] for name in DETECTIONS}
-    return lists | {"category": [renaming.category_of[category] for category in lists["category"]]}
+    return replace(first, is_thing=is_thing, area=area, bbox=box, score=first.score if is_thing else None)

@@ -21,7 +21,7 @@ import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -31,6 +31,9 @@ from pipeline.errors import ConfigError
 from pipeline.store import storage
 from workers.merge import VOID_LABEL
 from workers.renaming import NOISE, Renaming
+
+if TYPE_CHECKING:
+    from pipeline.sources.classes import Classes
 
 NAMES = "names.yaml"  # in the run folder
 FORMAT: Literal["u2label names 1"] = "u2label names 1"
@@ -45,7 +48,7 @@ class Fits(Section):
     stuff: str | None = None
 
 
-class Classes(Section):
+class Counts(Section):
     things: int = Field(ge=0)
     stuff: int = Field(ge=0)
 
@@ -98,7 +101,7 @@ class Names(Section):
 
     format: Literal["u2label names 1"]
     fits: Fits
-    classes: Classes
+    classes: Counts
     names: dict[int, Entry] = Field(default_factory=dict)
 
     @functools.cached_property
@@ -122,6 +125,15 @@ class Names(Section):
                 category_of[member] = category.id
         things = sum(category.is_thing for category in self.new_categories)
         return Renaming(tuple(category_of), things, len(self.new_categories) - things)
+
+    @functools.cached_property
+    def written(self) -> Classes:
+        """The new classes as labels are read and exported with them."""
+        from pipeline.sources.classes import Classes  # what it imports is not needed to look at a run
+        from pipeline.sources.coco import Category as Written
+
+        categories = {c.id: Written(c.id, c.name, c.is_thing) for c in self.new_categories}
+        return Classes(categories, {member: c.id for c in self.new_categories for member in c.members})
 
     @property
     def listed(self) -> list[dict[str, Any]]:
@@ -253,17 +265,15 @@ def _explain(fault: Any) -> str:
     return f"{key}: {what.removeprefix('Value error, ')} (got {fault['input']!r:.80})"
 
 
-def renaming_of(names: Names, listed: Sequence[Mapping[str, Any]], where: str) -> Renaming | None:
-    """How labels with the categories `listed` get these names; None for labels that have them already.
-
-    ConfigError: the categories are neither those that the names are of nor those that came of them.
-    """
+def has_names(names: Names, listed: Sequence[Mapping[str, Any]], where: str) -> bool:
+    """Whether labels with the categories `listed` are in the classes of these names already; else they are in those
+    that the names are of. ConfigError: in neither."""
     found = [(int(entry["id"]), str(entry["name"]), bool(entry["isthing"])) for entry in listed]
     of, total = names.classes, names.classes.total
     if found == [(category.id, category.name, category.is_thing) for category in names.new_categories]:
-        return None
+        return True
     if found == [(number, of.default_name(number), number <= of.things) for number in range(1, total + 1)]:
-        return names.renaming
+        return False
     raise ConfigError(
         f"{where} has {len(listed)} categories, which are neither the {of.things} things and {of.stuff} stuff that the "
         f"names are of nor the {len(names.new_categories)} that came of them; name the classes of this run"

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pipeline.command import cluster, model
+from pipeline.command import cluster, export, model
 from pipeline.command import names as names_command
 from pipeline.command import weights as weights_command
 from pipeline.command.common import (
@@ -184,6 +184,7 @@ def config_show(config: ConfigPath, overrides: Overrides = None, as_json: AsJson
 
 
 model.add_to(app, evaluate_app)
+export.add_to(app)
 cluster.add_to(app)
 names_command.add_to(app)
 weights_command.add_to(app)

@@ -1,5 +1,5 @@
 """The commands of the panoptic model and of what it learns from: train it, go on by itself, predict, score panoptic
-labels and masks, export them."""
+labels and masks."""
 
 from __future__ import annotations
 
@@ -30,9 +30,6 @@ def add_to(app: typer.Typer, evaluate_app: typer.Typer) -> None:
     app.command()(predict)
     evaluate_app.command("panoptic")(evaluate_panoptic)
     evaluate_app.command("masks")(evaluate_masks)
-    export_app = typer.Typer(help="Labels in the formats of other programs.", no_args_is_help=True)
-    export_app.command("coco")(export_coco)
-    app.add_typer(export_app, name="export")
 
 
 def train(
@@ -192,21 +189,3 @@ def _run_of(labels: str | list[str], stage: str) -> str:
     if len(names) != 4 or names[1] != stage:
         raise ConfigError("--output: name a folder for the result, as the predictions are no run")
     return names[0]
-
-
-def export_coco(
-    run: RunOrConfig,
-    output: Annotated[str, typer.Option(help="Folder for the files.")],
-    name: Annotated[str, typer.Option(help="Of the set: a part of the files' names.")] = "train",
-    whole_masks: Annotated[bool, typer.Option(help="Whole masks of the instances, or what is visible.")] = True,
-    with_names: WithNames = False,
-    as_json: AsJson = False,
-) -> None:
-    """The labels as COCO panoptic, instances and stuff files, as detectron2 and U2Seg read them."""
-    with user_errors(as_json):
-        from pipeline.export.coco import export_coco as export
-        from pipeline.export.coco import print_export
-
-        names = names_of_run(run, wanted=with_names)
-        exported = export(run, run if whole_masks else None, output=output, name=name, names=names)
-        answer(exported, as_json, lambda: print_export(exported))

@@ -10,6 +10,7 @@ from pipeline.command.common import AsJson, RunOrConfig, answer, user_errors
 
 if TYPE_CHECKING:
     from pipeline.clusters.names import Names
+    from pipeline.sources.classes import Classes
 
 WithNames = Annotated[
     bool, typer.Option("--names", help="The classes as u2label name has stored them: named, merged, without noise.")
@@ -45,3 +46,9 @@ def names_of_run(run_or_config: str, *, wanted: bool) -> Names | None:
     from pipeline.stages.run import open_run
 
     return names_of(open_run(run_or_config, need=None))
+
+
+def classes_of_run(run_or_config: str, *, wanted: bool) -> Classes | None:
+    """The classes that came of the names of a run, likewise."""
+    names = names_of_run(run_or_config, wanted=wanted)
+    return None if names is None else names.written

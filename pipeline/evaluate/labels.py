@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import ConfigError
+from pipeline.sources.names import image_stem
 from pipeline.store import storage
 from workers.decode import BAD_DATA
 from workers.masks import open_png
@@ -143,7 +144,7 @@ class LabelFolder:
 
         ConfigError when several labels or several images would do.
         """
-        stem = posixpath.splitext(image_id)[0]
+        stem = image_stem(image_id)
         if stem not in self._paths:
             named = self._by_name.get(posixpath.basename(stem), [])
             if len(named) > 1:

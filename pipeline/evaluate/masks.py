@@ -23,7 +23,7 @@ from pipeline.evaluate.results import Names
 from pipeline.sources.coco import CocoInstances, check_size, open_coco
 from pipeline.sources.names import ImageNames
 from pipeline.stages.base import Run, ShardStage
-from pipeline.stages.parts import image_of_row, label_columns, named_categories, read_part_columns, renamed
+from pipeline.stages.parts import classes_of_names, common_categories, image_of_row, label_columns, read_part_columns
 from pipeline.store import storage
 from workers.masks import encode_rle
 from workers.panoptic import nearest_categories
@@ -136,9 +136,11 @@ class LabelMasks:
     def __init__(self, stage: Stage, shards: Sequence[int], names: ClassNames | None = None) -> None:
         self._stage = stage
         parts = [stage.part(shard) for shard in shards]
-        self._categories, self._renaming = named_categories(parts, names)
+        self._categories = common_categories(parts)
+        self._classes = classes_of_names(parts, self._categories, names)
         self._columns = label_columns(parts[0])
-        self._things = {category.id for category in self._categories.values() if category.is_thing}
+        seen = self._categories if self._classes is None else self._classes.categories
+        self._things = {category.id for category in seen.values() if category.is_thing}
         self.clusters = len(self._things)
 
     def read(self, shard: int, rows: Sequence[int]) -> Iterator[FoundPhoto]:
@@ -150,7 +152,8 @@ class LabelMasks:
             if entry["status"] not in READABLE:
                 yield FoundPhoto(entry["image_id"], None, [])
                 continue
-            image = image_of_row(renamed(entry, self._renaming), storage.redact(part), self._categories)
+            image = image_of_row(entry, storage.redact(part), self._categories)
+            image = image if self._classes is None else self._classes.apply(image)
             height, width = image.ids.shape
             yield FoundPhoto(image.name, (height, width), _surest_first(found_instances(image, self._things)))
 

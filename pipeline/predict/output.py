@@ -12,14 +12,12 @@ number if need be.
 from __future__ import annotations
 
 import json
-import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.predict.draw import draw_labels
-from pipeline.sources.scan import IMAGE_EXTENSIONS
 from pipeline.store import storage
 from pipeline.store.json_lists import JsonLists
 from workers.images import LoadedImage
@@ -28,26 +26,6 @@ from workers.merge import MergedLabels, Segment
 
 ABOUT = "predict.json"
 PANOPTIC_JSON, PANOPTIC, OVERLAYS = "panoptic.json", "panoptic", "overlays"
-
-
-class OutputNames:
-    """Names for the files of each photo, no two the same, not even where case does not count. Memory: the names."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-
-    def claim(self, image_id: str) -> str:
-        """A relative path without an ending that stays below its folder, whatever the image_id."""
-        parts = ["_" if part == ".." else part for part in image_id.split("/")]
-        whole = "/".join(part for part in parts if part not in {"", "."}) or "photo"
-        stem, ending = posixpath.splitext(whole)
-        name = stem if ending.lower() in IMAGE_EXTENSIONS else whole
-        number = 1
-        while name.casefold() in self._taken:
-            name = whole if number == 1 else f"{whole}~{number}"
-            number += 1
-        self._taken.add(name.casefold())
-        return name
 
 
 @dataclass(frozen=True, slots=True)

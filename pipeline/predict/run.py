@@ -15,13 +15,14 @@ from typing import Any, TextIO
 import torch
 
 from pipeline import __version__
-from pipeline.clusters.names import Names, renaming_of
+from pipeline.clusters.names import Names, has_names
 from pipeline.engine.shards import ahead
 from pipeline.errors import ConfigError
-from pipeline.predict.output import OVERLAYS, Labelled, Output, OutputNames
+from pipeline.predict.output import OVERLAYS, Labelled, Output
 from pipeline.predict.photos import find_photos, read_photo
 from pipeline.predict.weights import Weights, check_device, load_weights, make_worker, short_side
 from pipeline.sources.fetch import Fetcher
+from pipeline.sources.names import OutputNames
 from pipeline.store import storage
 from pipeline.store.json_lists import JsonLists, json_lists
 from workers.decode import DecodeLimits
@@ -127,7 +128,7 @@ def _renaming(loaded: Weights, classes: Names, where: str) -> Renaming | None:
         {"id": number, "name": loaded.names.get(number, ""), "isthing": int(number <= things)}
         for number in range(1, total + 1)
     ]
-    return renaming_of(classes, listed, where)
+    return None if has_names(classes, listed, where) else classes.renaming
 
 
 def _about(

@@ -52,6 +52,11 @@ class Fetcher:
             return storage.read_bytes(record.uri, anonymous=self._anonymous)
         return storage.read_bytes(record.uri, record.offset, record.length, anonymous=self._anonymous)
 
+    def fetch_head(self, record: ImageRecord, length: int) -> bytes:
+        """The first `length` bytes, or all there are, of an image whose length is known (of no Parquet source)."""
+        length = min(length, record.length)
+        return storage.read_bytes(record.uri, record.offset, length, anonymous=self._anonymous)
+
     def _parquet_file(self, uri: str) -> ParquetRows:
         with self._lock:
             if uri not in self._files:

@@ -1,17 +1,25 @@
-"""Which image is meant by a name: the same path but for its ending, or else the only image of that name in any folder.
+"""Which image is meant by a name: the one that is called so, or has the same path but for its ending (and dots, which
+names of copies have not), or else the only one of that name in any folder; and which names the files of an image get.
 
 A photo goes by many names: `train/0001.jpg` in a run, `0001.jpg` in COCO's JSON, `0001.png` in a folder of maps.
 """
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 
 from pipeline.errors import ConfigError
+from pipeline.sources.scan import IMAGE_EXTENSIONS
 
 SHOWN = 3
+LONGEST = 200  # bytes of a name in a path: a file system takes 255, with an ending and what is added while writing
+NUMBERED = re.compile(r"[#~]\d+$")  # a row of a Parquet file, or a member that comes again in a tar
+ENDINGS = IMAGE_EXTENSIONS | {".txt", ".json"}  # of files that are written beside names
 
 
 class ImageNames:
@@ -20,16 +28,26 @@ class ImageNames:
     def __init__(self, names: Iterable[str], shown: str) -> None:
         self.shown = shown
         self._by_path: dict[str, list[str]] = defaultdict(list)
+        self._by_path_without_dots: dict[str, list[str]] = defaultdict(list)
         self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._names: set[str] = set()
         for name in names:
+            self._names.add(name)
             self._by_path[image_stem(name)].append(name)
+            self._by_path_without_dots[without_dots(image_stem(name))].append(name)
             self._by_name[posixpath.basename(image_stem(name))].append(name)
         self.claimed: dict[str, str] = {}  # images that were claimed, and by which name
 
     def find(self, name: str) -> str | None:
-        """The image of `name`; None when there is none. ConfigError when several would do."""
+        """The image of `name`; None when there is none. ConfigError when several would do, and none is called so."""
+        if name in self._names:
+            return name
         stem = image_stem(name)
-        found = self._by_path.get(stem) or self._by_name.get(posixpath.basename(stem), [])
+        found = (
+            self._by_path.get(stem)
+            or self._by_path_without_dots.get(without_dots(stem))
+            or self._by_name.get(posixpath.basename(stem), [])
+        )
         if len(found) > 1:
             raise ConfigError(
                 f"the image {name!r} could be any of {len(found)} of {self.shown} ({', '.join(found[:SHOWN])}): give "
@@ -57,5 +75,50 @@ def require_inside(name: str, where: str) -> str:
 
 
 def image_stem(name: str) -> str:
-    """The path of an image without its ending."""
-    return posixpath.splitext(name)[0]
+    """The path of an image without its ending; a number behind the ending tells images apart, and all of it stays."""
+    return name if NUMBERED.search(name) else posixpath.splitext(name)[0]
+
+
+class OutputNames:
+    """Names for the files of each photo, no two the same, not even where case or the way an accent is written does not
+    count. Memory: the names."""
+
+    def __init__(self, *, dots: bool = True) -> None:
+        """`dots`: whether names may have them. Some readers take what is behind the first one for an ending."""
+        self._dots = dots
+        self._taken: set[str] = set()
+
+    def claim(self, image_id: str) -> str:
+        """A relative path without an ending that stays below its folder, whatever the image_id."""
+        whole = safe_path(image_id)
+        stem, ending = posixpath.splitext(whole)
+        name = stem if ending.lower() in IMAGE_EXTENSIONS else whole
+        if not self._dots:
+            whole, name = without_dots(whole), without_dots(name)
+        number = 1
+        while (key := unicodedata.normalize("NFC", name).casefold()) in self._taken:
+            name = whole if number == 1 else f"{whole}~{number}"
+            number += 1
+        self._taken.add(key)
+        return name
+
+
+def without_dots(path: str) -> str:
+    return path.replace(".", "_")
+
+
+def safe_path(image_id: str) -> str:
+    """The path without empty segments, `.` and `..`, each segment short enough for a file's name; of folders none has
+    the ending of a file that may lie beside it."""
+    parts = ["_" if part == ".." else part for part in image_id.split("/") if part not in {"", "."}] or ["photo"]
+    folders = [part + "_" * (posixpath.splitext(part)[1].lower() in ENDINGS) for part in parts[:-1]]
+    return "/".join(map(_shortened, [*folders, parts[-1]]))
+
+
+def _shortened(part: str) -> str:
+    encoded = part.encode(errors="surrogateescape")
+    if len(encoded) <= LONGEST:
+        return part
+    ending = posixpath.splitext(part)[1] if len(posixpath.splitext(part)[1]) < 10 else ""
+    kept = encoded[: LONGEST - 20 - len(ending.encode())].decode(errors="ignore")
+    return f"{kept}~{hashlib.sha256(encoded).hexdigest()[:12]}{ending}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.clusters.names import NAMES, Classes, Fits, Names, read_names
+from pipeline.clusters.names import NAMES, Counts, Fits, Names, read_names
 from pipeline.errors import ConfigError
 from pipeline.stages.base import Run, round_of
 from pipeline.stages.run import open_run
@@ -11,10 +11,10 @@ from pipeline.store import storage
 HOW = "write the page of clusters with u2label report, and give its file to u2label name RUN --from names.yaml"
 
 
-def fits_of(run: Run) -> tuple[Fits, Classes]:
+def fits_of(run: Run) -> tuple[Fits, Counts]:
     """Which fits made the classes of a run, and how many those are."""
     stuff = run.stages["semantics_fit"].fingerprint if run.config.num_stuff else None
-    counts = Classes(things=run.config.clusters.k, stuff=run.config.num_stuff)
+    counts = Counts(things=run.config.clusters.k, stuff=run.config.num_stuff)
     return Fits(things=run.stages["clusters"].fingerprint, stuff=stuff), counts
 
 

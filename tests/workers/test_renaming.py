@@ -68,18 +68,6 @@ def test_a_row_without_labels_stays_as_it_is() -> None:
     assert rename_row(row, RENAMING) == row
 
 
-def test_what_a_model_detected_is_of_things_alone() -> None:
-    lists = {"category": [4, 2, 3, 1], "rle": list("dbca"), "bbox": [[0], [1], [2], [3]], "area": [1, 2, 3, 4]}
-    renamed = rename_row({**ROW, **lists, "score": [0.9, 0.8, 0.7, 0.6]}, RENAMING)
-    assert {name: renamed[name] for name in (*lists, "score")} == {
-        "category": [1, 1],
-        "rle": ["b", "a"],
-        "bbox": [[1], [3]],
-        "area": [2, 4],
-        "score": [0.8, 0.6],
-    }
-
-
 def test_a_category_that_is_not_known_is_refused() -> None:
     strange = [Segment(1, 7, False, 1, (0, 0, 1, 1), None)]
     with pytest.raises(IndexError):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.clusters.names import Category, Names, read_names, renaming_of
+from pipeline.clusters.names import Category, Names, has_names, read_names
 from pipeline.errors import ConfigError
 from tests.pipeline.label_files import categories
 from workers.renaming import NOISE
@@ -41,6 +41,8 @@ def test_names_merges_stuff_and_noise_make_new_classes(file: Path) -> None:
     )
     assert names.renaming.category_of == (0, 1, 1, NOISE, 3, 2, 3, 4)
     assert (names.renaming.num_things, names.renaming.num_stuff) == (2, 2)
+    assert (names.written.things, names.written.stuff) == (2, 2)
+    assert names.written.written == {1: 1, 2: 1, 4: 3, 5: 2, 6: 3, 7: 4}
 
 
 def test_a_merge_of_a_merge_ends_where_the_last_does(file: Path) -> None:
@@ -119,8 +121,8 @@ def test_another_file_is_refused(file: Path) -> None:
 
 def test_labels_have_the_old_classes_or_the_new_ones_already(file: Path) -> None:
     names = names_in(file, BODY)
-    assert renaming_of(names, categories(5, 2), "here") is names.renaming
-    assert renaming_of(names, names.listed, "here") is None
+    assert not has_names(names, categories(5, 2), "here")
+    assert has_names(names, names.listed, "here")
     for others in (categories(4, 2), categories(6, 1), [{"id": 1, "name": "cat", "isthing": 1}]):
         with pytest.raises(ConfigError, match=r"here has . categories, which are neither the 5 things and 2 stuff"):
-            renaming_of(names, others, "here")
+            has_names(names, others, "here")

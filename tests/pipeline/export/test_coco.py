@@ -19,7 +19,8 @@ from pycocotools.coco import COCO
 from model.metrics.instances import Instance
 from pipeline.errors import ConfigError
 from pipeline.evaluate.score import score_labels
-from pipeline.export.coco import export_coco, print_export, stuff_png
+from pipeline.export.coco import export_coco, stuff_png
+from pipeline.export.summary import print_export
 from pipeline.sources.coco import CocoInstances, CocoPanoptic, PanopticImage, PanopticSegment
 from pipeline.stages.parts import PanopticParts, find_parts
 from pipeline.store import storage
@@ -46,7 +47,7 @@ def test_labels_come_back_as_they_were_on_disk_and_in_a_bucket(source: str, tmp_
     exported = export_coco(panoptic, output=source, name="demo")
     assert (exported.images, exported.unreadable, exported.whole_masks) == (7, 1, False)
     before, after = PanopticParts(find_parts(panoptic)), CocoPanoptic(storage.join(source, "panoptic_demo.json"))
-    assert after.categories == before.categories
+    assert {i: c._replace(supercategory="") for i, c in after.categories.items()} == before.categories
     assert list(after.names) == list(before.names)
     for name in before.names:
         mine, theirs = before.read(name), after.read(name)
@@ -153,6 +154,8 @@ def test_the_stuff_folder_and_no_stuff_folder(tmp_path: Path) -> None:
         "instances_train.json",
         "panoptic_train",
         "panoptic_train.json",
+        "register.py",
+        "u2label_train.json",
     ]
     assert "sem_seg_root" not in exported.files
 
@@ -210,17 +213,35 @@ def test_what_detectron2_will_not_find_is_counted(tmp_path: Path, capsys: pytest
     assert "1 images lie in subfolders" in said
 
 
-@pytest.mark.parametrize("name", ["x.tar/../../../esc/a.jpg", "/esc/a.jpg"])
-def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"the file name '{name}' leads out of its folder"):
-        export_coco([one_image(tmp_path, name)], output=str(tmp_path / "deep" / "out"))
-    assert not list(tmp_path.rglob("a.png"))
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("x.tar/../../../esc/a.jpg", "x.tar/_/_/_/esc/a"),
+        ("/esc/a.jpg", "esc/a"),
+        ("below//./a.jpg", "below/a"),
+        ("n" * 250 + ".jpg", None),
+    ],
+)
+def test_a_name_that_is_no_path_below_a_folder_gets_another(tmp_path: Path, name: str, files: str | None) -> None:
+    out = tmp_path / "deep" / "out"
+    exported = export_coco([one_image(tmp_path, name, "b.jpg")], output=str(out))
+    assert (exported.images, exported.renamed) == (2, 1)
+    assert list(exported.examples) == [name]
+    assert files is None or exported.examples[name] == files
+    pngs = [path.relative_to(out / "panoptic_train").as_posix() for path in (out / "panoptic_train").rglob("*.png")]
+    assert sorted(pngs) == sorted(["b.png", f"{exported.examples[name]}.png"])
+    assert {path.parent for path in tmp_path.rglob("*.png")} <= {p for p in out.rglob("*") if p.is_dir()}
+    labels = CocoPanoptic(exported.files["panoptic_json"])
+    assert all(labels.read(one).segments is not None for one in labels.names)
 
 
-def test_two_images_of_one_png_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'a.jpg' and 'a.png' would both be a.png"):
-        export_coco([one_image(tmp_path, "a.jpg", "a.png")], output=str(tmp_path / "out"))
-    assert not (tmp_path / "out" / "panoptic_train.json").exists()
+def test_images_whose_pngs_would_be_one_get_a_suffix(tmp_path: Path) -> None:
+    exported = export_coco([one_image(tmp_path, "IMG.JPG", "IMG.jpeg", "img.png")], output=str(tmp_path / "out"))
+    labels = CocoPanoptic(exported.files["panoptic_json"])
+    assert list(labels.names) == ["IMG.JPG", "IMG.jpeg", "img.png"]
+    pngs = [labels.annotation(name)["file_name"] for name in labels.names]
+    assert pngs == ["IMG.png", "IMG.jpeg.png", "img.png.png"]
+    assert score_labels(labels, labels, mode="identity")["all_images"]["PQ"] == 1.0
 
 
 @pytest.mark.parametrize(

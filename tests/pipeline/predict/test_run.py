@@ -16,9 +16,9 @@ from PIL import Image
 from model.checkpoint.files import save_checkpoint
 from pipeline.errors import ConfigError
 from pipeline.predict import load_predictor, predict_photos
-from pipeline.predict.output import OutputNames
 from pipeline.predict.run import PhotoResult, PredictSummary, print_header, print_photo, print_summary
 from pipeline.sources.coco import CocoPanoptic
+from pipeline.sources.names import OutputNames
 from pipeline.store import storage
 from tests.pipeline.sources.image_sources import put, tar
 from tests.tiny_panoptic import KEYWORDS, STUFF, THINGS, scene, tiny_model
