@@ -23,10 +23,11 @@ from workers.kmeans import assign, embedding_rows
 from workers.merge import box_order
 
 PLENTY = 200  # instances a class, on average, after which no further part is read
+SPECK = 0.01  # of its photo; smaller segments of stuff are shown only of a class that has no larger ones
 SPARE = 3  # times as many are kept at random as are shown, for some of them are typical, too
 FOUND = np.dtype(
     [(name, np.int64) for name in ("category", "shard", "row", "segment", "area")]
-    + [(name, np.float64) for name in ("score", "draw")]
+    + [(name, np.float64) for name in ("score", "draw", "share")]
 )
 
 
@@ -71,7 +72,7 @@ def sample_members(run: Run, each: int) -> Sampled:
         kept = _prune(np.concatenate([kept, found]), each)
         if seen >= PLENTY * total:
             break
-    examples = {category: _examples(of_class, each) for category, of_class in _by_class(kept)}
+    examples = {category: pick_examples(of_class, each) for category, of_class in _by_class(kept)}
     return Sampled(examples, photos, areas / max(1, pixels), images, read, len(shards))
 
 
@@ -85,10 +86,11 @@ def _read(run: Run, shard: int) -> tuple[np.ndarray, int, int]:
     for name, field in (("category", "category"), ("segment", "id"), ("area", "area"), ("score", "area")):
         found[name] = entries.field(field).to_numpy()
     found["draw"] = np.random.default_rng(shard).random(len(found))
-    things = found["category"] <= run.config.clusters.k
-    found["score"][things] = _typicality(run, shard, found[things])
     sizes = [pc.fill_null(columns[name], 0).to_numpy().astype(np.int64) for name in ("height", "width")]
     areas = sizes[0] * sizes[1]
+    found["share"] = found["area"] / areas[found["row"]]
+    things = found["category"] <= run.config.clusters.k
+    found["score"][things], found["share"][things] = _typicality(run, shard, found[things]), 1
     return found, int(areas.sum()), int((areas > 0).sum())
 
 
@@ -131,8 +133,10 @@ def _prune(found: np.ndarray, each: int) -> np.ndarray:
     return np.concatenate(kept)
 
 
-def _examples(of_class: np.ndarray, each: int) -> Examples:
-    typical, rest = of_class[:each], of_class[each:]
+def pick_examples(of_class: np.ndarray, each: int) -> Examples:
+    """Up to `each` of the three kinds among instances (`FOUND`) of one class, the most typical first."""
+    large = of_class[of_class["share"] >= SPECK]
+    typical, rest = np.split(large if len(large) >= each else of_class, [each])
     split = max(0, len(rest) - each)
     middle, least = rest[:split], rest[split:][::-1]
     return Examples(_members(typical), _members(least), _members(middle[np.argsort(middle["draw"])[:each]]))

@@ -119,11 +119,12 @@ def _stored(run: Run) -> tuple[Names | None, str | None]:
 
 
 def _rows(run: Run, sampled: Sampled, names: Names | None) -> list[Row]:
-    """Things before stuff, the largest first."""
+    """Things before stuff, the largest first: of most instances, or of most pixels."""
     _, classes = fits_of(run)
     sizes = np.concatenate([[0], ClusterFit.read(run).sizes, sampled.photos[classes.things + 1 :]])
     shown = [category for category in range(1, classes.total + 1) if sizes[category] > 0]
-    shown.sort(key=lambda category: (category > classes.things, -sizes[category], category))
+    order = np.where(np.arange(len(sizes)) > classes.things, sampled.shares, sizes)
+    shown.sort(key=lambda category: (category > classes.things, -order[category], category))
     nearest = _nearest(_thing_centroids(run), shown, 0) | _nearest(_stuff_centroids(run), shown, classes.things)
     crops = _draw(run, sampled, len(shown))
     said = {} if names is None else {number: _json(entry) for number, entry in names.names.items()}

@@ -9,15 +9,18 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clusters.names import NAMES
+from pipeline.report.members import FOUND, pick_examples, sample_members
 from pipeline.report.naming import LEAST_BYTES, NamingPage, Near, Row, describe_naming, room, script
 from pipeline.report.pictures import Crop
 from pipeline.report.rows import Member
 from pipeline.report.write import render_naming, write_pages
+from pipeline.stages.parts import PanopticParts, find_parts
 from pipeline.stages.run import open_run
 from tests.pipeline.report.named_runs import make_named_run, write_names
 from tests.pipeline.report.tiny_runs import Page, config_of, make_run, scene
@@ -63,8 +66,6 @@ def test_each_class_has_typical_untypical_and_random_instances(described: Naming
 
 
 def test_no_instance_is_shown_twice(finished: Path) -> None:
-    from pipeline.report.members import sample_members
-
     sampled = sample_members(open_run(str(finished / "run")), 3)
     assert sampled.images == 10 and (sampled.parts_read, sampled.parts) == (4, 4)
     for examples in sampled.examples.values():
@@ -72,17 +73,31 @@ def test_no_instance_is_shown_twice(finished: Path) -> None:
     assert sampled.examples[1].typical[0] == Member(0, 0, segment=1)
 
 
-def test_stuff_goes_by_its_size(described: NamingPage) -> None:
+def test_stuff_goes_by_its_size(described: NamingPage, finished: Path) -> None:
     assert [row.name for row in described.stuff] == ["stuff 1", "stuff 2"]
     for row in described.stuff:
         assert [title for title, _ in row.rows] == ["largest", "smallest"]
         assert row.size == 5 and 0.05 < row.share < 0.5
-    assert sum(row.share for row in [*described.things, *described.stuff]) == pytest.approx(1, abs=0.01)
+    assert described.stuff[0].share >= described.stuff[1].share
+    labels = PanopticParts(find_parts(str(finished / "run")))
+    labelled = np.mean([labels.read(name).ids > 0 for name in labels.names])  # all photos are of one size
+    assert sum(row.share for row in [*described.things, *described.stuff]) == pytest.approx(labelled)
+
+
+def test_specks_of_stuff_are_shown_only_where_there_is_nothing_else() -> None:
+    found = np.zeros(8, FOUND)
+    found["row"], found["score"], found["draw"] = range(8), range(8, 0, -1), 0.5
+    found["share"] = [0.5, 0.4, 0.3, 0.2, 0.1, 0.001, 0.001, 0.001]
+    shown = pick_examples(found, 2)
+    assert [[member.row for member in kind] for kind in (shown.typical, shown.least, shown.random)] == [
+        [0, 1],
+        [4, 3],
+        [2],
+    ]
+    assert [member.row for member in pick_examples(found[4:], 2).all] == [4, 5, 7, 6]
 
 
 def test_the_nearest_classes_are_those_of_the_centroids(described: NamingPage, finished: Path) -> None:
-    import numpy as np
-
     folder = open_run(str(finished / "run")).stages["clusters"].folder
     cosines = (centroids := np.load(Path(folder) / "centroids.npy")) @ centroids.T
     for row in described.things:
@@ -170,8 +185,6 @@ def test_eight_hundred_classes_are_less_than_15_mb(described: NamingPage) -> Non
 @settings(max_examples=10, deadline=None)
 @given(st.integers(LEAST_BYTES, 6000), st.integers(0, 2**32 - 1))
 def test_a_picture_has_no_more_bytes_than_it_may(most: int, seed: int) -> None:
-    import numpy as np
-
     noise = np.random.default_rng(seed).integers(0, 256, (144, 100, 3), np.uint8)
     data = overlay.webp_data_uri(noise, most).removeprefix("data:image/webp;base64,")
     assert len(base64.b64decode(data, validate=True)) <= most
