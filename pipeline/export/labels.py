@@ -184,7 +184,8 @@ class Labels:
 
 def _usual_names(image_id: str) -> set[str]:
     """What the files of an image are called when nothing stands against it."""
-    return {name for usual in (image_id, image_stem(image_id)) for name in (usual, without_dots(usual))}
+    stem = image_stem(image_id)
+    return {stem, without_dots(stem)}
 
 
 def _beside(panoptic: Sequence[str], instances: Sequence[str]) -> list[str]:

@@ -27,7 +27,7 @@ XYWH = 1  # detectron2's BoxMode.XYWH_ABS
 
 def register(name: str = "train", image_root: str | None = None, prefix: str = "u2label") -> list[str]:
     """Register the set both ways; returns the names of the data sets, the separated one first."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog  # type: ignore[import-not-found]
+    from detectron2.data import DatasetCatalog, MetadataCatalog
 
     for separated in (True, False):
         dataset = f"{prefix}_{name}" + "_separated" * separated

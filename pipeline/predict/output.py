@@ -18,6 +18,8 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.predict.draw import draw_labels
+from pipeline.sources.classes import classes_as_they_are
+from pipeline.sources.coco import Category
 from pipeline.store import storage
 from pipeline.store.json_lists import JsonLists
 from workers.images import LoadedImage
@@ -86,9 +88,8 @@ class Output:
         image = {"id": photo.number, "file_name": photo.image.image_id, "height": height, "width": width}
         segments = [_segment_entry(segment) for segment in photo.labels.segments]
         lists.add("images", image)
-        lists.add(
-            "annotations", {"image_id": photo.number, "file_name": f"{photo.name}.png", "segments_info": segments}
-        )
+        numbers = {"id": photo.number, "image_id": photo.number, "category_id": 0}  # an image has many categories
+        lists.add("annotations", numbers | {"file_name": f"{photo.name}.png", "segments_info": segments})
 
     def finish(self, lists: JsonLists) -> None:
         """Write panoptic.json. ConfigError when it cannot be written."""
@@ -104,15 +105,10 @@ class Output:
 
     def _categories(self) -> list[dict[str, Any]]:
         """Things 1..K, stuff K+1..K+S."""
-        things = self.num_things
-        return [
-            {
-                "id": i,
-                "name": self.names.get(i, f"thing {i}" if i <= things else f"stuff {i - things}"),
-                "isthing": int(i <= things),
-            }
-            for i in range(1, things + self.num_stuff + 1)
-        ]
+        things, last = self.num_things, self.num_things + self.num_stuff
+        usual = {i: f"thing {i}" if i <= things else f"stuff {i - things}" for i in range(1, last + 1)}
+        listed = {i: Category(i, self.names.get(i, name), i <= things) for i, name in usual.items()}
+        return classes_as_they_are(listed).as_coco()
 
     def _unwritable(self, error: Exception) -> ConfigError:
         reason = storage.redact(str(error)) or type(error).__name__

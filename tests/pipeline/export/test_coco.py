@@ -24,6 +24,7 @@ from pipeline.export.summary import print_export
 from pipeline.sources.coco import CocoInstances, CocoPanoptic, PanopticImage, PanopticSegment
 from pipeline.stages.parts import PanopticParts, find_parts
 from pipeline.store import storage
+from tests.pipeline.export.labelled_runs import labelled_run
 from tests.pipeline.label_files import (
     categories,
     random_rows,
@@ -86,6 +87,52 @@ def test_pycocotools_opens_it_without_a_warning(tmp_path: Path) -> None:
         x, y, width, height = annotation["bbox"]
         assert mask[y : y + height, x : x + width].sum() == annotation["area"]
     assert not coco.getAnnIds(catIds=[5])
+
+
+def test_pycocotools_and_panopticapi_find_their_keys_in_panoptic_json(tmp_path: Path) -> None:
+    panoptic, _ = random_run(tmp_path, 4)
+    exported = export_coco(panoptic, output=str(tmp_path / "out"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(exported.files["panoptic_json"])
+    assert sorted(coco.anns) == sorted(coco.imgs) == [1, 3, 4, 5]
+    assert [entry["supercategory"] for entry in coco.loadCats([1, 5])] == ["thing 1", "stuff 1"]
+    colors = {tuple(entry["color"]) for entry in coco.cats.values()}  # its converters tell segments by them
+    assert len(colors) == 7 and (0, 0, 0) not in colors
+    assert coco.dataset["licenses"] == []
+    instances = json.loads(Path(exported.files["instances_json"]).read_text())["categories"]
+    assert all(entry.keys() == {"id", "name", "supercategory", "color"} for entry in instances)
+
+
+def test_shards_are_whole_sets_over_the_same_folders(tmp_path: Path) -> None:
+    panoptic, instances = random_run(tmp_path, 8)
+    one = export_coco(panoptic, instances, output=str(tmp_path / "one"))
+    export_coco(panoptic, instances, output=str(tmp_path / "many"), shards=2)
+    whole = json.loads(Path(one.files["panoptic_json"]).read_text())
+    found = [json.loads((tmp_path / "many" / f"panoptic_train-0000{i}-of-00002.json").read_text()) for i in range(2)]
+    assert [image for shard in found for image in shard["images"]] == whole["images"]
+    assert [labels for shard in found for labels in shard["annotations"]] == whole["annotations"]
+    assert all(shard["categories"] == whole["categories"] for shard in found)
+    numbers = []
+    for path in sorted((tmp_path / "many").glob("instances_train-*.json")):
+        numbers += [entry["id"] for entry in json.loads(path.read_text())["annotations"]]
+        CocoPanoptic(str(path).replace("instances_", "panoptic_"), str(tmp_path / "many" / "panoptic_train"))
+    assert numbers == list(range(1, one.instances + 1))
+    with pytest.raises(ConfigError, match="--shards: 4 must be from 1 to the number of parts, which is 3"):
+        export_coco(panoptic, output=str(tmp_path / "out"), shards=4)
+
+
+def test_photos_that_exif_data_turns_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = labelled_run(tmp_path, turned={"a.jpg"})
+    (tmp_path / "photos" / "b.png").unlink()
+    exported = export_coco(run, run, output=str(tmp_path / "out"))
+    assert (exported.turned, exported.unchecked, exported.images) == (1, 1, 4)
+    images = json.loads(Path(exported.files["panoptic_json"]).read_text())["images"]
+    assert [image.get("exif_orientation") for image in images] == [6, None, None, None]
+    assert images[0]["coco_url"] == str(tmp_path / "photos" / "a.jpg")
+    print_export(exported)
+    said = capsys.readouterr().out
+    assert "1 photos have a rotation in their EXIF data; labels are of the upright photo" in said
+    assert "1 photos could not be looked at" in said
 
 
 def test_instances_are_whole_masks_when_their_parts_are_given(tmp_path: Path) -> None:
@@ -241,6 +288,7 @@ def test_images_whose_pngs_would_be_one_get_a_suffix(tmp_path: Path) -> None:
     assert list(labels.names) == ["IMG.JPG", "IMG.jpeg", "img.png"]
     pngs = [labels.annotation(name)["file_name"] for name in labels.names]
     assert pngs == ["IMG.png", "IMG.jpeg.png", "img.png.png"]
+    assert exported.examples == {"IMG.jpeg": "IMG.jpeg", "img.png": "img.png"}
     assert score_labels(labels, labels, mode="identity")["all_images"]["PQ"] == 1.0
 
 
