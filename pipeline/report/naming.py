@@ -108,6 +108,13 @@ def script() -> str:
     return SCRIPT.read_text(encoding="utf-8").removesuffix("\n")
 
 
+def given_names(run: Run) -> dict[int, str]:
+    """By category, the names that are stored with the run: of a class that is merged, that of the whole. Empty where
+    there are none of this run's fits."""
+    names, _ = _stored(run)
+    return {} if names is None else {member: c.name for c in names.new_categories for member in c.members}
+
+
 def _stored(run: Run) -> tuple[Names | None, str | None]:
     """The names that the page begins with, or why it does not begin with those that are stored."""
     if not storage.exists(storage.join(run.uri, NAMES)):

@@ -23,7 +23,7 @@ from pipeline.report.write import render_naming, write_pages
 from pipeline.stages.parts import PanopticParts, find_parts
 from pipeline.stages.run import open_run
 from tests.pipeline.report.named_runs import make_named_run, write_names
-from tests.pipeline.report.tiny_runs import Page, config_of, make_run, scene
+from tests.pipeline.report.tiny_runs import Page, config_of, make_run, report_of, scene
 from workers import overlay
 
 K, STUFF = 10, 2
@@ -134,6 +134,15 @@ def test_the_page_knows_the_fits_and_begins_with_the_names_that_are_stored(run: 
     entries = {row.category: json.loads(row.entry) for row in page.things if row.entry != "{}"}
     assert entries == names
     assert "<b>" not in render_naming(page)
+
+
+def test_the_report_calls_classes_by_their_names(run: Path) -> None:
+    table = open_run(str(run)).stages
+    write_names(run / NAMES, table, K, STUFF, {3: {"name": "cat & dog"}, 4: {"merge": 3}, K + 1: {"name": "sky"}})
+    text = " ".join(report_of(run, max_photos=3, max_clusters=K).text.split())
+    assert "cat & dog cluster 2 12 instances" in text and "cat & dog cluster 3 12 instances" in text
+    assert "thing 5 cluster 4" in text and "sky" in text and "stuff 2" in text
+    assert "thing 4" not in text and "stuff 1" not in text
 
 
 def test_names_of_another_fit_are_left_alone_and_that_is_said(run: Path) -> None:
