@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.clusters.names import NAMES, Names, read_names
+from pipeline.clusters.names import NAMES, Category, Names, read_names
 from pipeline.engine.log import stdout_console
 from pipeline.errors import ConfigError
 from pipeline.stages.named import check_fits, names_of
@@ -17,7 +17,8 @@ SHOWN = 40  # classes in the table
 @dataclass(frozen=True, slots=True)
 class Named:
     """What came of the names: the new classes with the old ones that each is made of, and how many are noise, have a
-    name of their own, or keep that of the fit. `replaced`: other names were stored before."""
+    name of their own, or are merged into others. `said` of a class: it has a name, or is made of several. `replaced`:
+    other names were stored before."""
 
     file: str
     things: int
@@ -69,9 +70,14 @@ def _describe(names: Names, where: str, *, replaced: bool) -> Named:
         merged=kept - len(categories),
         replaced=replaced,
         categories=[
-            {"id": c.id, "name": c.name, "isthing": int(c.is_thing), "of": list(c.members)} for c in categories
+            {"id": c.id, "name": c.name, "isthing": int(c.is_thing), "of": list(c.members), "said": _is_said(names, c)}
+            for c in categories
         ],
     )
+
+
+def _is_said(names: Names, category: Category) -> bool:
+    return len(category.members) > 1 or category.members[0] in names.names
 
 
 def print_named(named: Named) -> None:
@@ -79,15 +85,15 @@ def print_named(named: Named) -> None:
     from rich.table import Table
 
     console = stdout_console()
+    said = [category for category in named.categories if category["said"]]
     table = Table("id", "name", "kind", "made of the classes")
-    for category in named.categories[:SHOWN]:
-        members = str(category["of"])[1:-1]
-        table.add_row(
-            str(category["id"]), escape(str(category["name"])), "thing" if category["isthing"] else "stuff", members
-        )
-    console.print(table)
-    if len(named.categories) > SHOWN:
-        console.print(f"and {len(named.categories) - SHOWN} more")
+    for category in said[:SHOWN]:
+        members, kind = str(category["of"])[1:-1], "thing" if category["isthing"] else "stuff"
+        table.add_row(str(category["id"]), escape(str(category["name"])), kind, members)
+    if said:
+        console.print(table)
+    if len(said) > SHOWN:
+        console.print(f"and {len(said) - SHOWN} more")
     console.print(
         f"{named.things} things, {named.stuff} stuff; {named.named} with a name, {named.merged} merged into others, "
         f"{named.noise} are noise"

@@ -90,7 +90,7 @@ def test_the_command_stores_the_names_and_shows_them(folder: Path) -> None:
     assert "cat" in said and "3 things, 2 stuff; 2 with a name, 2 merged into others, 1 are noise" in said
     assert invoke("name", folder / "run") == said
     found = json.loads(invoke("name", folder / "run", "--json"))
-    assert found["categories"][0] == {"id": 1, "name": "cat", "isthing": 1, "of": [1, 2]}
+    assert found["categories"][0] == {"id": 1, "name": "cat", "isthing": 1, "of": [1, 2], "said": True}
     assert found["file"] == str(folder / "run" / "names.yaml") and not found["replaced"]
 
 
@@ -104,9 +104,12 @@ def test_other_names_take_the_place_of_those_that_are_stored(named: Path, folder
 
 def test_a_long_list_is_cut(tmp_path: Path) -> None:
     table = make_named_run(tmp_path, k=50, stuff=0, photos=1)
-    write_names(tmp_path / "names.yaml", table, 50, 0, {})
+    write_names(tmp_path / "names.yaml", table, 50, 0, {n: {"name": f"class {n}"} for n in range(2, 51)})
     said = invoke("name", tmp_path / "run", "--from", tmp_path / "names.yaml")
-    assert f"thing {SHOWN}" in said and f"thing {SHOWN + 1}" not in said and "and 10 more" in said
+    assert "thing 1" not in said, "of which nothing was said"
+    assert f"class {SHOWN + 1}" in said and f"class {SHOWN + 2}" not in said and "and 9 more" in said
+    write_names(tmp_path / "names.yaml", table, 50, 0, {})
+    assert "made of" not in invoke("name", tmp_path / "run", "--from", tmp_path / "names.yaml")
 
 
 @pytest.mark.parametrize(
