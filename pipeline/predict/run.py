@@ -103,15 +103,10 @@ def predict_photos(
     check_device(device)
     loaded = load_weights(weights, score=score)
     worker = make_worker(loaded, device, batch_size=batch_size, short=short, max_side=max_side, amp=amp)
-    drawn, renaming = loaded.names if names is None else names, None
-    counts = (loaded.model.num_things, loaded.model.num_stuff)
-    if classes is not None:
-        renaming = _renaming(loaded, classes, storage.redact(weights))
-        drawn = {category.id: category.name for category in classes.new_categories}
-        counts = (classes.renaming.num_things, classes.renaming.num_stuff)
-    target = Output(output, *counts, drawn)
+    renaming = None if classes is None else _renaming(loaded, classes, storage.redact(weights))
+    target = _target(output, loaded, names, classes)
     settings = {"short": short_side(loaded, short), "max_side": max_side, "amp": amp, "max_pixels": max_pixels}
-    target.begin(_about(loaded, weights, inputs, settings, drawn))
+    target.begin(_about(loaded, weights, inputs, settings, target.names, renaming))
     fetcher = Fetcher(image_column, anonymous=anonymous)
     load = functools.partial(read_photo, fetcher, limits=DecodeLimits(max_pixels, min_side=1))
     images = ahead(load, photos, depth=max(4, 2 * batch_size))
@@ -119,6 +114,14 @@ def predict_photos(
         summary = _predict_all(worker, images, target, lists, on_photo, renaming)
         target.finish(lists)
     return summary
+
+
+def _target(output: str, loaded: Weights, names: Mapping[int, str] | None, classes: Names | None) -> Output:
+    """The folder, which knows the classes that are written and their names."""
+    if classes is not None:
+        drawn = {category.id: category.name for category in classes.new_categories}
+        return Output(output, classes.renaming.num_things, classes.renaming.num_stuff, drawn)
+    return Output(output, loaded.model.num_things, loaded.model.num_stuff, loaded.names if names is None else names)
 
 
 def _renaming(loaded: Weights, classes: Names, where: str) -> Renaming | None:
@@ -132,7 +135,12 @@ def _renaming(loaded: Weights, classes: Names, where: str) -> Renaming | None:
 
 
 def _about(
-    loaded: Weights, weights: str, inputs: Sequence[str], settings: Mapping[str, Any], names: Mapping[int, str]
+    loaded: Weights,
+    weights: str,
+    inputs: Sequence[str],
+    settings: Mapping[str, Any],
+    names: Mapping[int, str],
+    renaming: Renaming | None,
 ) -> dict[str, Any]:
     """What decides the prediction, without credentials: it is written beside it."""
     return {
@@ -140,6 +148,7 @@ def _about(
         "inputs": [storage.redact(one) for one in inputs],
         "settings": {**settings, "score": loaded.model.combine.confidence},
         "names": {str(category): name for category, name in sorted(names.items())},
+        **({} if renaming is None else {"classes": renaming.category_of}),
         "software": f"u2label {__version__}",
     }
 

@@ -1,6 +1,6 @@
 """The page on which a person names the classes of a run: `clusters.html`, beside the report.
 
-It has one script, of its own, and fetches nothing; what is typed stays in the browser until the person saves it as
+It has scripts of its own and fetches nothing; what is typed stays in the browser until the person saves it as
 `names.yaml`, for `u2label name`. Pictures share a budget, so that the page of some hundred classes can be mailed.
 """
 
@@ -28,7 +28,7 @@ from pipeline.stages.named import fits_of, names_of
 from pipeline.store import storage
 from workers import overlay
 
-SCRIPT = Path(__file__).parent / "templates" / "clusters.js"
+SCRIPTS = [Path(__file__).parent / "templates" / name for name in ("names.js", "clusters.js")]
 EACH = 3  # pictures of each of the three kinds
 NEAREST = 4
 BUDGET = 9_000_000  # bytes of pictures, or 12 MB in base64
@@ -75,7 +75,7 @@ class NamingPage:
     empty: int
     sampled: Sampled
     note: str | None
-    script_hash: str
+    script_digests: list[str]  # SHA-256 in base64: no other script runs
 
 
 def describe_naming(run: Run) -> NamingPage | None:
@@ -99,13 +99,13 @@ def describe_naming(run: Run) -> NamingPage | None:
         empty=classes.total - len(rows),
         sampled=sampled,
         note=note,
-        script_hash=base64.b64encode(hashlib.sha256(script().encode()).digest()).decode(),
+        script_digests=[base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts()],
     )
 
 
-def script() -> str:
-    """The page's script, as it stands in the page: its checksum allows it and no other."""
-    return SCRIPT.read_text(encoding="utf-8").removesuffix("\n")
+def scripts() -> list[str]:
+    """Those of the page, as they stand in it."""
+    return [file.read_text(encoding="utf-8").removesuffix("\n") for file in SCRIPTS]
 
 
 def given_names(run: Run) -> dict[int, str]:

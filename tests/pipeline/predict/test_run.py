@@ -168,6 +168,8 @@ def test_named_classes_are_merged_and_noise_is_left_out(tmp_path: Path) -> None:
     assert {1, 2, 3} & set(np.unique(np.concatenate([found.ravel() for found in plain.values()])))
     for name, found in plain.items():
         assert (named[name] == np.array([0, 1, 1, 0, 2, 3])[found]).all()
+    with pytest.raises(ConfigError, match="holds predictions of other weights, photos or settings"):
+        maps("named", classes=Names.model_validate(names.model_dump() | {"names": said | {2: {"noise": True}}}))
     other = names.model_copy(update={"classes": names.classes.model_copy(update={"things": 9})})
     with pytest.raises(ConfigError, match=r"weights has 5 categories, which are neither the 9 things and 2 stuff"):
         maps("other", classes=other)
