@@ -147,8 +147,9 @@ class Labels:
         if not self.exported.images:
             lost = f", and {self.exported.lost} photos are gone" if self.exported.lost else ""
             raise ConfigError(f"none of the images of the parts has labels{lost}; there is nothing to export")
+        self.exported.files = dict(files)
+        folder.finish(asdict(self.exported) | {"labels": "/".join(self.parts[0].split("/")[-3:-1])})
         self.exported.files = {role: folder.final(path) for role, path in files.items()}
-        folder.finish(asdict(self.exported) | {"labels": storage.redact(self.parts[0].rsplit("/", 1)[0])})
         return self.exported
 
     def _find_things(self, inputs: Inputs, instances: Inputs) -> list[str]:

@@ -10,6 +10,7 @@ REMARKS = {  # fields that are told where they are not 0
     "unreadable": "images that could not be read, left out",
     "lost": "images whose photo is gone, or is not the one that was labelled, left out",
     "hidden": "hidden instances, left out",
+    "stuff_left_out": "segments of stuff, left out: the format has no place for them",
     "not_jpg": "images do not end in .jpg, where detectron2's own loaders look for them; register.py does not mind",
     "in_subfolders": "images lie in subfolders, where detectron2's load_sem_seg does not look; register.py does",
     "unchecked": "photos could not be looked at for a rotation in their EXIF data",
@@ -33,6 +34,7 @@ class Exported:
     segments: int = 0
     instances: int = 0
     hidden: int = 0
+    stuff_left_out: int = 0
     whole_masks: bool = False
     not_jpg: int = 0
     in_subfolders: int = 0

@@ -64,6 +64,7 @@ def export_yolo(
         for number in range(len(labels.parts)):
             for _ in each(labels, number, copies, write):
                 pass
+        labels.exported.stuff_left_out = labels.exported.segments - labels.exported.instances
         storage.write_bytes(folder.uri(f"{name}.yaml"), _data(labels.classes, name))
         files = {"data": f"{name}.yaml", "labels": f"labels/{name}"}
         return labels.finish(folder, files | ({"images": f"images/{name}"} if copies else {}))

@@ -18,6 +18,7 @@ from pipeline.evaluate.panoptic import LabelSource
 from pipeline.evaluate.score import score_labels
 from pipeline.sources.index import open_index
 from pipeline.stages.parts import PanopticParts, find_parts
+from pipeline.store import storage
 from tests.pipeline.label_files import categories, random_rows, write_instances, write_part
 from tests.pipeline.report.tiny_runs import config_of, plan_run
 
@@ -46,8 +47,10 @@ def labelled_run(
     things: int = 4,
     stuff: int = 3,
     turned: Collection[str] = (),
+    bucket: str | None = None,
 ) -> str:
-    """The folder of a run of photos of these names (in a tar: of its members; in Parquet: a row each)."""
+    """The folder of a run of photos of these names (in a tar: of its members; in Parquet: a row each), which lie in
+    `photos`, or in a bucket."""
     rng = np.random.default_rng(0)
     rows = [random_rows(rng, name, things, stuff) for name in names]
     photos = [
@@ -55,7 +58,10 @@ def labelled_run(
         for i, (name, (row, _)) in enumerate(zip(names, rows, strict=True))
     ]
     SOURCES[kind](folder / "photos", dict(zip(names, photos, strict=True)))
-    table = plan_run(config := config_of(folder / "photos", folder / "run"))
+    for file in storage.walk(str(folder / "photos")) if bucket else ():
+        storage.write_bytes(f"{bucket}/photos/{file.path}", (folder / "photos" / file.path).read_bytes())
+    source: Any = f"{bucket}/photos" if bucket else folder / "photos"
+    table = plan_run(config := config_of(source, folder / "run"))
     index = open_index(index_folder(config))
     remaining = iter(sorted(rows, key=lambda pair: pair[0]["image_id"].encode()) if kind == "folder" else rows)
     for shard in range(index.shards):

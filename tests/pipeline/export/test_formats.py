@@ -26,6 +26,7 @@ from pipeline.export.webdataset import export_webdataset
 from pipeline.export.yolo import export_yolo, outline
 from pipeline.sources.classes import Classes, look_up
 from pipeline.sources.coco import Category, CocoInstances, CocoPanoptic, PanopticImage, PanopticSegment
+from pipeline.store import storage
 from tests.pipeline.export.labelled_runs import NAMES, labelled_run, labels_of, scores
 from workers.masks import decode_panoptic_png, decode_rle
 
@@ -148,10 +149,26 @@ def test_label_studios_sdk_reads_it_and_no_photo_is_copied(run: str, tmp_path: P
     assert not list((tmp_path / "out").rglob("*.jpg"))
 
 
-def test_label_studio_reads_photos_of_a_bucket_by_their_uris(s3_bucket: str, tmp_path: Path) -> None:
-    from pipeline.export.labelstudio import _served
-
-    assert _served(f"{s3_bucket}/photos/a b.jpg") == f"{s3_bucket}/photos/a b.jpg"
+def test_photos_of_a_bucket_are_named_by_their_uris_or_copied_into_a_bucket(s3_bucket: str, tmp_path: Path) -> None:
+    run = labelled_run(tmp_path, bucket=s3_bucket)
+    exported = export_labelstudio(run, run, output=f"{s3_bucket}/tasks")
+    assert exported.photos == 0
+    tasks = [
+        task
+        for part in range(2)
+        for task in json.loads(storage.read_bytes(f"{s3_bucket}/tasks/train_tasks/part-0000{part}.json"))
+    ]
+    assert [task["data"]["image"] for task in tasks] == [f"{s3_bucket}/photos/{name}" for name in NAMES]
+    coco = export_coco(run, run, output=str(tmp_path / "coco"))
+    images = json.loads(Path(coco.files["panoptic_json"]).read_text())["images"]
+    assert [image["coco_url"] for image in images] == [f"{s3_bucket}/photos/{name}" for name in NAMES]
+    for format, index in (("webdataset", "train.json"), ("hf", "README.md"), ("yolo", "train.yaml")):
+        exported = EXPORTS[format](run, run, output=f"{s3_bucket}/{format}")
+        files = {file.path for file in storage.walk(f"{s3_bucket}/{format}")}
+        assert exported.photos == 4
+        assert {index, "u2label_train.json"} < files
+        assert not any(file.startswith(".") for file in files)
+    assert storage.read_bytes(f"{s3_bucket}/yolo/images/train/a.jpg") == (tmp_path / "photos" / "a.jpg").read_bytes()
 
 
 def module_of(path: Path) -> ModuleType:
@@ -219,6 +236,7 @@ def test_supervision_reads_yolo(run: str, tmp_path: Path) -> None:
     )
     assert found.classes == ["thing 1", "thing 2", "thing 3", "thing 4"]
     assert exported.files.keys() == {"data", "labels", "images"}
+    assert exported.stuff_left_out > 4
     assert (tmp_path / "out" / "labels" / "train" / "below" / "c.txt").is_file()
     parts = labels_of(run)
     checked = 0
