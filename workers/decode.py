@@ -65,10 +65,10 @@ def decode_image(data: bytes, limits: DecodeLimits) -> Pixels:
     if not data:
         raise DecodeError(Status.EMPTY, "the file is empty")
     try:
-        with _open(data) as image:
+        with open_photo(data) as image:
             _check_size(image.size, limits)
             rgb = _loaded_rgb(image, data)
-            turn = _turn(image)  # only now: Pillow turns TIFFs itself as it loads them
+            turn = UPRIGHT.get(orientation(image))  # only now: Pillow turns TIFFs itself as it loads them
             return np.array(rgb if turn is None else rgb.transpose(turn))
     except DecodeError:
         raise
@@ -80,6 +80,15 @@ def decode_image(data: bytes, limits: DecodeLimits) -> Pixels:
     except BAD_DATA as error:
         reason = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error)) or type(error).__name__
         raise DecodeError(Status.UNDECODABLE, reason) from error
+
+
+def orientation(image: Image.Image) -> int:
+    """How EXIF data says that a photo is to be turned, 1..8; 1 (not at all) where it says nothing, or nonsense."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except BAD_DATA:  # the pixels are good all the same
+        return 1
+    return found if isinstance(found, int) and found in UPRIGHT else 1
 
 
 def resize_square(image: Pixels, size: int) -> Pixels:
@@ -117,7 +126,9 @@ def _check_size(size: tuple[int, int], limits: DecodeLimits) -> None:
         )
 
 
-def _open(data: bytes) -> Image.Image:
+def open_photo(data: bytes) -> Image.Image:
+    """A photo whose header has been read, of the formats named here alone. `BAD_DATA`, or DecodeError for want of a
+    package, when it is none."""
     formats: tuple[str, ...] = FORMATS
     if is_heic(data):
         if not HAS_HEIC:
@@ -137,7 +148,7 @@ def _loaded_rgb(image: Image.Image, data: bytes) -> Image.Image:
         return _without_end(data, error)
     if tiles is None or np.asarray(image).max(initial=0) > deep.DARK:
         return _to_rgb(image)
-    with _open(data) as lower:
+    with open_photo(data) as lower:
         lower.tile = tiles  # type: ignore[attr-defined]  # of every picture that is read from a file
         lower.load()
         return deep.join_bytes(image, lower)
@@ -147,21 +158,13 @@ def _without_end(data: bytes, error: OSError) -> Image.Image:
     """The picture of a JPEG that was cut short; raises `error` when it lacks more than its end."""
 
     def decode(whole: bytes) -> NDArray[np.uint8]:
-        with _open(whole) as image:
+        with open_photo(whole) as image:
             return np.asarray(_to_rgb(image))
 
     pixels = jpeg_end.without_end(data, decode)
     if pixels is None:
         raise error
     return Image.fromarray(pixels)
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except BAD_DATA:  # the pixels are good all the same
-        return None
-    return UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

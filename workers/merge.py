@@ -102,7 +102,12 @@ def merge_panoptic(
 
 def painting_order(masks_nhw: BoolArray) -> NDArray[np.int64]:
     """(n,) indices of the masks by descending area of their bounding boxes (not of the masks), ties in input order."""
-    boxes = np.array([mask_box(mask) for mask in masks_nhw]).reshape(-1, 4)
+    return box_order(np.array([mask_box(mask) for mask in masks_nhw]).reshape(-1, 4))
+
+
+def box_order(boxes_n4: NDArray[np.floating]) -> NDArray[np.int64]:
+    """(n, 4) boxes of masks, xyxy -> (n,) indices as of `painting_order`."""
+    boxes = np.asarray(boxes_n4, np.float64)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return np.argsort(-areas, kind="stable").astype(np.int64)
 

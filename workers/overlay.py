@@ -26,6 +26,7 @@ FILL = 0.5  # opacity of a segment
 FADE = 0.78  # how far the background of a crop goes to white
 OVERSAMPLING = 2  # drawn larger and shrunk, so that outlines are smooth
 JPEG_QUALITY = 80
+WEBP_QUALITIES = (5, 15, 30, 45, 60, 70, 80)
 HATCHING = ((0xDD, 0xE1, 0xE6), (0x9A, 0xA5, 0xB1))  # of what has no class: ground and lines
 HATCH_STEP, HATCH_LINE = 8, 2  # pixels along a row
 HATCHED = "repeating-linear-gradient(135deg, #9aa5b1 0 1.5px, #dde1e6 1.5px 5.5px)"  # the same in CSS
@@ -152,6 +153,28 @@ def png_data_uri(picture_hw3: Pixels) -> str:
     stream = io.BytesIO()
     Image.fromarray(picture_hw3).save(stream, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def webp_data_uri(picture_hw3: Pixels, most: int) -> str:
+    """The best WebP of at most `most` bytes; at half the size where the worst is larger.
+
+    ValueError when not even one pixel has room.
+    """
+    best, low, high = b"", 0, len(WEBP_QUALITIES)
+    while low < high:
+        middle = (low + high) // 2
+        stream = io.BytesIO()
+        Image.fromarray(picture_hw3).save(stream, format="WEBP", quality=WEBP_QUALITIES[middle], method=2)
+        if stream.tell() <= most:
+            best, low = stream.getvalue(), middle + 1
+        else:
+            high = middle
+    if best:
+        return "data:image/webp;base64," + base64.b64encode(best).decode("ascii")
+    height, width = picture_hw3.shape[:2]
+    if max(height, width) == 1:
+        raise ValueError(f"a picture of one pixel has no room in {most} bytes")
+    return webp_data_uri(shrink(picture_hw3, max(1, height // 2), max(1, width // 2)), most)
 
 
 def check_sizes(photo_hw3: Pixels, labels_hw: NDArray[np.generic]) -> None:

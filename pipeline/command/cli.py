@@ -12,9 +12,20 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pipeline.command import cluster, model
+from pipeline.command import cluster, export, model
+from pipeline.command import names as names_command
 from pipeline.command import weights as weights_command
-from pipeline.command.common import Address, AsJson, ConfigPath, Overrides, answer, load, stop_on_sigterm, user_errors
+from pipeline.command.common import (
+    Address,
+    AsJson,
+    ConfigPath,
+    Overrides,
+    RunOrConfig,
+    answer,
+    load,
+    stop_on_sigterm,
+    user_errors,
+)
 
 app = typer.Typer(
     help="Panoptic pseudo-labels from unlabelled images, on one machine or a Ray cluster.",
@@ -120,18 +131,22 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
 
 @app.command()
 def report(
-    run_or_config: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or the run's config file.")],
+    run_or_config: RunOrConfig,
     output: Annotated[str | None, typer.Option(help="HTML file to write; by default report.html in the run.")] = None,
     photos: Annotated[int, typer.Option(min=1, help="Photos on the first page.")] = 48,
-    clusters: Annotated[int, typer.Option(min=0, help="Largest clusters to show.")] = 24,
+    clusters: Annotated[int, typer.Option(min=0, help="Largest clusters to show in the report.")] = 24,
+    naming: Annotated[
+        bool, typer.Option(help="Also clusters.html beside it, with pictures of all classes, to name them on.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """One self-contained HTML file: counts, seconds by phase, photos with their masks, clusters."""
+    """Self-contained HTML files: counts, seconds by phase, photos with their masks, clusters; and a page to name
+    these."""
     with user_errors(as_json):
-        from pipeline.report.write import left_out, write_report
+        from pipeline.report.write import write_pages
 
-        written = write_report(run_or_config, output, max_photos=photos, max_clusters=clusters)
-        answer({"report": written, "left_out": left_out(run_or_config)}, as_json, lambda: print(written))
+        written = write_pages(run_or_config, output, max_photos=photos, max_clusters=clusters, naming=naming)
+        answer(written, as_json, lambda: print("\n".join(filter(None, (written.report, written.clusters)))))
 
 
 @app.command()
@@ -161,7 +176,7 @@ def demo(
 
 @evaluate_app.command("semantic")
 def evaluate_semantic(
-    run_or_config: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or the run's config file.")],
+    run_or_config: RunOrConfig,
     labels: Annotated[str, typer.Argument(metavar="LABELS", help="Folder of PNGs of class ids, named as the images.")],
     names: Annotated[
         str | None, typer.Option(help="Names: a,b,c from value 0, a YAML or JSON file {value: name}, or coco-stuff-27.")
@@ -192,7 +207,9 @@ def config_show(config: ConfigPath, overrides: Overrides = None, as_json: AsJson
 
 
 model.add_to(app, evaluate_app)
+export.add_to(app)
 cluster.add_to(app)
+names_command.add_to(app)
 weights_command.add_to(app)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.errors import Failure
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, local or s3://; see configs/.")]
+RunOrConfig = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or the run's config file.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key, such as maskcut.tau=0.2.")
 ]

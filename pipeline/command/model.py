@@ -1,5 +1,5 @@
 """The commands of the panoptic model and of what it learns from: train it, go on by itself, predict, score panoptic
-labels and masks, export them."""
+labels and masks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from typing import Annotated
 
 import typer
 
-from pipeline.command.common import Address, AsJson, ConfigPath, Overrides, answer, load, stop_on_sigterm, user_errors
+from pipeline.command.common import (
+    Address,
+    AsJson,
+    ConfigPath,
+    Overrides,
+    RunOrConfig,
+    answer,
+    load,
+    stop_on_sigterm,
+    user_errors,
+)
+from pipeline.command.names import WithNames, names_of_run
 from pipeline.errors import ConfigError
-
-RunOrConfig = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or the run's config file.")]
 
 
 def add_to(app: typer.Typer, evaluate_app: typer.Typer) -> None:
@@ -21,14 +30,18 @@ def add_to(app: typer.Typer, evaluate_app: typer.Typer) -> None:
     app.command()(predict)
     evaluate_app.command("panoptic")(evaluate_panoptic)
     evaluate_app.command("masks")(evaluate_masks)
-    export_app = typer.Typer(help="Labels in the formats of other programs.", no_args_is_help=True)
-    export_app.command("coco")(export_coco)
-    app.add_typer(export_app, name="export")
 
 
-def train(config: ConfigPath, overrides: Overrides = None, address: Address = None, as_json: AsJson = False) -> None:
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    address: Address = None,
+    with_names: WithNames = False,
+    as_json: AsJson = False,
+) -> None:
     """Train the panoptic model on the labels of the run, or on human ones. Continues after any interruption."""
     with user_errors(as_json), stop_on_sigterm():
+        overrides = [*(overrides or ()), "train.names=true"] if with_names else overrides
         _run_model(config, overrides, address, as_json, rounds=False)
 
 
@@ -74,11 +87,13 @@ def predict(
     score: Annotated[float | None, typer.Option(help="Least score of an instance; 0.5 by default.")] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16.")] = False,
     anonymous: Annotated[bool, typer.Option("--anonymous", help="Read a public bucket without credentials.")] = False,
+    with_names: WithNames = False,
     as_json: AsJson = False,
 ) -> None:
     """Panoptic predictions of photos: overlays with cluster ids, and a COCO panoptic JSON with its PNGs."""
     with user_errors(as_json), stop_on_sigterm():
         from pipeline.predict import run
+        from pipeline.stages.named import names_of_checkpoint
 
         table = sys.stderr if as_json else sys.stdout
         run.print_header(table)
@@ -93,6 +108,7 @@ def predict(
             score=score,
             amp=amp,
             anonymous=anonymous,
+            classes=names_of_checkpoint(weights) if with_names else None,
             on_photo=lambda result: run.print_photo(result, table),
         )
         answer(summary, as_json, lambda: run.print_summary(summary))
@@ -124,6 +140,7 @@ def evaluate_panoptic(
         ),
     ] = None,
     supercategories: Annotated[bool, typer.Option("--supercategories", help="Score stuff by supercategory.")] = False,
+    with_names: WithNames = False,
     as_json: AsJson = False,
 ) -> None:
     """Panoptic quality, AP, AR and mIoU against human labels, with the mapping of all and of the other half."""
@@ -146,6 +163,7 @@ def evaluate_panoptic(
             leftover=leftover,  # type: ignore[arg-type]
             stuff_by_supercategory=supercategories,
             void=void,
+            names=names_of_run(predictions, wanted=with_names),
         )
         answer(found, as_json, lambda: print_scores(found), files=found["files"])
 
@@ -160,13 +178,16 @@ def evaluate_masks(
         str | None, typer.Option(help="PNGs of a panoptic truth; by default beside its JSON.")
     ] = None,
     output: Annotated[str | None, typer.Option(help="Folder for the result; by default evaluation in the run.")] = None,
+    with_names: WithNames = False,
     as_json: AsJson = False,
 ) -> None:
     """Masks against human ones with the classes ignored: AP and AR by size, purity of the clusters, masks of stuff."""
     with user_errors(as_json):
         from pipeline.evaluate import mask_scores as evaluation
 
-        found = evaluation.evaluate_masks(run, truth, stage=stage, truth_pngs=truth_pngs, output=output)
+        found = evaluation.evaluate_masks(
+            run, truth, stage=stage, truth_pngs=truth_pngs, output=output, named=with_names
+        )
         answer(found, as_json, lambda: evaluation.print_scores(found), files=found["files"])
 
 
@@ -176,19 +197,3 @@ def _run_of(labels: str | list[str], stage: str) -> str:
     if len(names) != 4 or names[1] != stage:
         raise ConfigError("--output: name a folder for the result, as the predictions are no run")
     return names[0]
-
-
-def export_coco(
-    run: RunOrConfig,
-    output: Annotated[str, typer.Option(help="Folder for the files.")],
-    name: Annotated[str, typer.Option(help="Of the set: a part of the files' names.")] = "train",
-    whole_masks: Annotated[bool, typer.Option(help="Whole masks of the instances, or what is visible.")] = True,
-    as_json: AsJson = False,
-) -> None:
-    """The labels as COCO panoptic, instances and stuff files, as detectron2 and U2Seg read them."""
-    with user_errors(as_json):
-        from pipeline.export.coco import export_coco as export
-        from pipeline.export.coco import print_export
-
-        exported = export(run, run if whole_masks else None, output=output, name=name)
-        answer(exported, as_json, lambda: print_export(exported))

@@ -59,6 +59,7 @@ class TrainConfig(Section):
     flip: float = Field(0.5, ge=0, le=1)  # probability
     copy_paste: CopyPasteConfig = CopyPasteConfig()
     whole_masks: bool = True  # learn the whole masks of the instances, as published, and not what is visible of them
+    names: bool = False  # learn the classes that `u2label name` has stored with the run: merged, without noise
     labels: Uri | None = None  # a COCO panoptic JSON of human labels to learn instead of the run's own
     label_pngs: Uri | None = None  # the folder of its PNGs; None: beside the JSON
     label_images: Uri | None = None  # the folder of its images
@@ -75,6 +76,8 @@ class TrainConfig(Section):
     def _human_labels_are_whole(self) -> TrainConfig:
         if (self.labels is None) != (self.label_images is None):
             raise ValueError("labels and label_images belong together: give both or neither")
+        if self.names and self.labels is not None:
+            raise ValueError("names are of the run's own classes, and labels are human ones: leave out one of them")
         return self
 
 

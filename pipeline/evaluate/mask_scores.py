@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluate.instances import numbers_of
 from pipeline.evaluate.masks import FoundPhoto, MaskPairs, TrueMasks, TruePhoto, open_masks
 from pipeline.evaluate.results import Names, number, percent, plain, write_json
+from pipeline.stages.named import names_of
 from pipeline.stages.run import open_run
 from pipeline.store import storage
 
@@ -37,6 +38,7 @@ def evaluate_masks(
     stage: str = "instances",
     truth_pngs: str | None = None,
     output: str | None = None,
+    named: bool = False,
 ) -> dict[str, Any]:
     """Score the masks of a run and write the result to `output`/masks.json; returns what it holds, with `files`.
 
@@ -46,13 +48,15 @@ def evaluate_masks(
         stage: `instances`, or a stage of panoptic labels, such as panoptic or predictions.
         truth_pngs: the folder of the PNGs of a panoptic truth; by default its path without `.json`.
         output: folder for the result, local or remote; by default `evaluation` in the run folder.
+        named: the classes as the run's names have them: merged ones are one, and masks of noise and stuff are left out.
 
     Raises:
-        ConfigError: no such run, a stage without masks, a truth that cannot be read, no photo that both have, or as
-            `MaskPairs`.
+        ConfigError: no such run, no names where they are asked for, a stage without masks, a truth that cannot be read,
+            no photo that both have, or as `MaskPairs`.
     """
     run = open_run(run_or_config, need=stage)
-    true, found = TrueMasks(truth, truth_pngs), open_masks(run, stage)
+    names = names_of(run) if named else None
+    true, found = TrueMasks(truth, truth_pngs), open_masks(run, stage, names)
     done = sorted(run.done[stage])
     pairs = MaskPairs(true, found, run.stages[stage], done)
     tally = MaskTally(clusters=found.clusters, has_stuff=true.has_stuff)

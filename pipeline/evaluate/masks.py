@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from model.metrics.instances import Instance, instance_of
 from pipeline.clusters.artifact import read_centroids
+from pipeline.clusters.names import Names as ClassNames
 from pipeline.engine.shards import ahead
 from pipeline.engine.stage import Stage
 from pipeline.errors import ConfigError
@@ -22,11 +23,12 @@ from pipeline.evaluate.results import Names
 from pipeline.sources.coco import CocoInstances, check_size, open_coco
 from pipeline.sources.names import ImageNames
 from pipeline.stages.base import Run, ShardStage
-from pipeline.stages.parts import common_categories, image_of_row, label_columns, read_part_columns
+from pipeline.stages.parts import classes_of_names, common_categories, image_of_row, label_columns, read_part_columns
 from pipeline.store import storage
 from workers.masks import encode_rle
 from workers.panoptic import nearest_categories
 from workers.records import READABLE
+from workers.renaming import Renaming
 
 READERS = 4  # parts whose names are looked through at a time
 NO_CLUSTER = 0  # clusters are 1..K, as the categories of panoptic labels
@@ -94,15 +96,19 @@ class MaskSource(Protocol):
 
 class InstanceMasks:
     """The masks of a stage of instances, each in the cluster of its nearest centroid, as the panoptic stage has it, if
-    the clusters are of the masks of this stage."""
+    the clusters are of the masks of this stage. With a renaming, masks are in the class that their cluster has, and
+    those without one, or of stuff, are left out."""
 
-    def __init__(self, run: Run, stage: str) -> None:
+    def __init__(self, run: Run, stage: str, renaming: Renaming | None = None) -> None:
         self._stage = run.stages[stage]
         clustered = run.fitted and stage == run.things.name
         self._centroids_KD = read_centroids(run.stages["clusters"].folder) if clustered else None
         self._spherical = run.config.clusters.spherical
         self._threads = max(1, int(run.config.workers.cpus))
         self.clusters = None if self._centroids_KD is None else len(self._centroids_KD)
+        self._renaming = None if self._centroids_KD is None else renaming
+        if self._renaming is not None:
+            self.clusters = self._renaming.num_things
 
     def read(self, shard: int, rows: Sequence[int]) -> Iterator[FoundPhoto]:
         """Some rows of a part, in their order. ConfigError when it cannot be read."""
@@ -112,7 +118,7 @@ class InstanceMasks:
         clusters = np.split(self._clusters(table, int(ends[-1])), ends[:-1])
         for row in rows:
             entry = table.select(INSTANCE_COLUMNS).slice(row, 1).to_pylist()[0]
-            yield _found_photo(entry, clusters[row].tolist())
+            yield _found_photo(entry, clusters[row].tolist(), self._renaming)
 
     def _clusters(self, table: pa.Table, masks: int) -> np.ndarray:
         """(N,) int64 of all masks of a part, `NO_CLUSTER` while there are none."""
@@ -127,12 +133,14 @@ class LabelMasks:
     """The things of panoptic labels, each in the cluster that is its category; of a model's predictions, which list
     it, all that was detected."""
 
-    def __init__(self, stage: Stage, shards: Sequence[int]) -> None:
+    def __init__(self, stage: Stage, shards: Sequence[int], names: ClassNames | None = None) -> None:
         self._stage = stage
         parts = [stage.part(shard) for shard in shards]
         self._categories = common_categories(parts)
+        self._classes = classes_of_names(parts, self._categories, names)
         self._columns = label_columns(parts[0])
-        self._things = {category.id for category in self._categories.values() if category.is_thing}
+        seen = self._categories if self._classes is None else self._classes.categories
+        self._things = {category.id for category in seen.values() if category.is_thing}
         self.clusters = len(self._things)
 
     def read(self, shard: int, rows: Sequence[int]) -> Iterator[FoundPhoto]:
@@ -145,17 +153,19 @@ class LabelMasks:
                 yield FoundPhoto(entry["image_id"], None, [])
                 continue
             image = image_of_row(entry, storage.redact(part), self._categories)
+            image = image if self._classes is None else self._classes.apply(image)
             height, width = image.ids.shape
             yield FoundPhoto(image.name, (height, width), _surest_first(found_instances(image, self._things)))
 
 
-def open_masks(run: Run, stage: str) -> MaskSource:
-    """The masks of a stage with a finished part. ConfigError for a stage without masks, or as `LabelMasks`."""
+def open_masks(run: Run, stage: str, names: ClassNames | None = None) -> MaskSource:
+    """The masks of a stage with a finished part, in the classes of `names` if there are any. ConfigError for a stage
+    without masks, or as `LabelMasks`."""
     if stage in {"instances", run.things.name}:
-        return InstanceMasks(run, stage)
+        return InstanceMasks(run, stage, None if names is None else names.renaming)
     with_labels = [name for name, one in run.definitions.items() if isinstance(one, ShardStage) and one.holds_labels]
     if stage in with_labels:
-        return LabelMasks(run.stages[stage], sorted(run.done[stage]))
+        return LabelMasks(run.stages[stage], sorted(run.done[stage]), names)
     raise ConfigError(f"--stage: {stage} has no masks; give one of instances, {', '.join(with_labels)}")
 
 
@@ -201,14 +211,19 @@ class MaskPairs:
         return name_of
 
 
-def _found_photo(entry: Mapping[str, Any], clusters: Sequence[int]) -> FoundPhoto:
-    """A row of an instances part with the cluster of each mask."""
+def _found_photo(entry: Mapping[str, Any], clusters: Sequence[int], renaming: Renaming | None) -> FoundPhoto:
+    """A row of an instances part with the cluster of each mask, or its class."""
     if entry["status"] not in READABLE:
         return FoundPhoto(entry["image_id"], None, [])
     size = (entry["height"], entry["width"])
     masks = [
-        instance_of(cluster, {"size": list(size), "counts": rle}, score=score)
+        instance_of(
+            cluster if renaming is None else renaming.category_of[cluster],
+            {"size": list(size), "counts": rle},
+            score=score,
+        )
         for cluster, rle, score in zip(clusters, entry["rle"], entry["score"], strict=True)
+        if renaming is None or renaming.keeps_thing(cluster)
     ]
     return FoundPhoto(entry["image_id"], size, _surest_first(masks))
 

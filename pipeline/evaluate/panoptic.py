@@ -14,9 +14,10 @@ from typing import Protocol
 import numpy as np
 
 from model.metrics.panoptic import VOID_ID, Overlaps, segment_overlaps
+from pipeline.clusters.names import Names
 from pipeline.errors import ConfigError
 from pipeline.sources.coco import Categories, Category, CocoPanoptic, PanopticImage, check_size
-from pipeline.sources.names import ImageNames, image_stem
+from pipeline.sources.names import ImageNames, comparable, image_stem
 from pipeline.stages.parts import Inputs, PanopticParts, find_parts
 
 NO_IMAGE = "no prediction"
@@ -37,16 +38,20 @@ class LabelSource(Protocol):
     def read(self, name: str) -> PanopticImage: ...
 
 
-def open_labels(inputs: Inputs, pngs: str | None = None) -> PanopticParts | CocoPanoptic:
-    """Labels of a COCO panoptic JSON (`.json`; `pngs` is the folder of its PNGs), of a run, or of panoptic parts.
+def open_labels(inputs: Inputs, pngs: str | None = None, names: Names | None = None) -> PanopticParts | CocoPanoptic:
+    """Labels of a COCO panoptic JSON (`.json`; `pngs` is the folder of its PNGs), of a run, or of panoptic parts, these
+    with the classes of `names`.
 
-    ConfigError as `CocoPanoptic`, `find_parts` and `PanopticParts`, and for `pngs` beside anything but a JSON.
+    ConfigError as `CocoPanoptic`, `find_parts` and `PanopticParts`, and for `pngs` beside anything but a JSON, or
+    `names` beside one.
     """
     if isinstance(inputs, str) and inputs.lower().endswith(".json"):
+        if names is not None:
+            raise ConfigError(f"--names: {inputs!r} is no run; give the run, or write the JSON with names")
         return CocoPanoptic(inputs, pngs)
     if pngs is not None:
         raise ConfigError(f"a folder of PNGs ({pngs!r}) belongs to a COCO panoptic JSON, not to {inputs!r:.60}")
-    return PanopticParts(find_parts(inputs))
+    return PanopticParts(find_parts(inputs), names)
 
 
 class StuffBySupercategory:
@@ -161,8 +166,8 @@ class LabelPairs:
 def _matched(truth: LabelSource, predicted: LabelSource) -> dict[str, str]:
     """The image of the truth of each prediction that has one. An image whose whole path was predicted is not also that
     of a namesake in another folder."""
-    known, paths = ImageNames(truth.names, truth.shown), {image_stem(name) for name in truth.names}
-    exact = [name for name in predicted.names if image_stem(name) in paths]
+    known, paths = ImageNames(truth.names, truth.shown), {comparable(name) for name in truth.names}
+    exact = [name for name in predicted.names if comparable(name) in paths]
     found = {name: known.claim(name, predicted.shown) for name in exact}
     taken = set(found.values())
     for name in predicted.names:

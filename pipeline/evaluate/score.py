@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.clusters.names import Names as ClassNames
 from pipeline.engine.log import stdout_console
 from pipeline.errors import ConfigError
 from pipeline.evaluate.instances import TrueInstances, visible_instances
@@ -62,6 +63,7 @@ def evaluate_run(
     thresholds: VoteThresholds | None = None,
     stuff_by_supercategory: bool = False,
     void: Sequence[str] | None = None,
+    names: ClassNames | None = None,
 ) -> dict[str, Any]:
     """Score panoptic labels and write the result to `output`/panoptic.json; returns what it holds, with `files`.
 
@@ -75,6 +77,7 @@ def evaluate_run(
         thresholds: of `vote`.
         stuff_by_supercategory: score stuff by supercategory, as U2Seg does.
         void: what of the truth is not scored, as `Void` takes it.
+        names: of the classes of the predictions, where these are parts: merged classes are one, noise is void.
 
     Raises:
         ConfigError: inputs that cannot be read or do not fit each other; the message names the file.
@@ -84,7 +87,7 @@ def evaluate_run(
     true: LabelSource = WithoutCategories(opened, unscored.categories)
     if stuff_by_supercategory:
         true = StuffBySupercategory(true)
-    predicted: LabelSource = open_labels(predictions, prediction_pngs)
+    predicted: LabelSource = open_labels(predictions, prediction_pngs, names)
     if mode == "identity" and predicted.categories:
         predicted = WithoutCategories(predicted, unscored.categories)
     whole = CocoInstances(instances) if instances else None

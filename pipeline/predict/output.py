@@ -12,42 +12,22 @@ number if need be.
 from __future__ import annotations
 
 import json
-import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.predict.draw import draw_labels
+from pipeline.sources.classes import classes_as_they_are
+from pipeline.sources.coco import Category
 from pipeline.store import storage
 from pipeline.store.json_lists import JsonLists
-from workers.formats import IMAGE_EXTENSIONS
 from workers.images import LoadedImage
 from workers.masks import encode_panoptic_png
 from workers.merge import MergedLabels, Segment
 
 ABOUT = "predict.json"
 PANOPTIC_JSON, PANOPTIC, OVERLAYS = "panoptic.json", "panoptic", "overlays"
-
-
-class OutputNames:
-    """Names for the files of each photo, no two the same, not even where case does not count. Memory: the names."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-
-    def claim(self, image_id: str) -> str:
-        """A relative path without an ending that stays below its folder, whatever the image_id."""
-        parts = ["_" if part == ".." else part for part in image_id.split("/")]
-        whole = "/".join(part for part in parts if part not in {"", "."}) or "photo"
-        stem, ending = posixpath.splitext(whole)
-        name = stem if ending.lower() in IMAGE_EXTENSIONS else whole
-        number = 1
-        while name.casefold() in self._taken:
-            name = whole if number == 1 else f"{whole}~{number}"
-            number += 1
-        self._taken.add(name.casefold())
-        return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +88,8 @@ class Output:
         image = {"id": photo.number, "file_name": photo.image.image_id, "height": height, "width": width}
         segments = [_segment_entry(segment) for segment in photo.labels.segments]
         lists.add("images", image)
-        lists.add(
-            "annotations", {"image_id": photo.number, "file_name": f"{photo.name}.png", "segments_info": segments}
-        )
+        numbers = {"id": photo.number, "image_id": photo.number, "category_id": 0}  # an image has many categories
+        lists.add("annotations", numbers | {"file_name": f"{photo.name}.png", "segments_info": segments})
 
     def finish(self, lists: JsonLists) -> None:
         """Write panoptic.json. ConfigError when it cannot be written."""
@@ -126,15 +105,10 @@ class Output:
 
     def _categories(self) -> list[dict[str, Any]]:
         """Things 1..K, stuff K+1..K+S."""
-        things = self.num_things
-        return [
-            {
-                "id": i,
-                "name": self.names.get(i, f"thing {i}" if i <= things else f"stuff {i - things}"),
-                "isthing": int(i <= things),
-            }
-            for i in range(1, things + self.num_stuff + 1)
-        ]
+        things, last = self.num_things, self.num_things + self.num_stuff
+        usual = {i: f"thing {i}" if i <= things else f"stuff {i - things}" for i in range(1, last + 1)}
+        listed = {i: Category(i, self.names.get(i, name), i <= things) for i, name in usual.items()}
+        return classes_as_they_are(listed).as_coco()
 
     def _unwritable(self, error: Exception) -> ConfigError:
         reason = storage.redact(str(error)) or type(error).__name__

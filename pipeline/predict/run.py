@@ -15,12 +15,14 @@ from typing import Any, TextIO
 import torch
 
 from pipeline import __version__
+from pipeline.clusters.names import Names, has_names
 from pipeline.engine.shards import ahead
 from pipeline.errors import ConfigError
-from pipeline.predict.output import OVERLAYS, Labelled, Output, OutputNames
+from pipeline.predict.output import OVERLAYS, Labelled, Output
 from pipeline.predict.photos import find_photos, read_photo
 from pipeline.predict.weights import Weights, check_device, load_weights, make_worker, short_side
 from pipeline.sources.fetch import Fetcher
+from pipeline.sources.names import OutputNames
 from pipeline.store import storage
 from pipeline.store.json_lists import JsonLists, json_lists
 from workers.decode import DecodeLimits
@@ -28,6 +30,7 @@ from workers.images import LoadedImage
 from workers.phases import Phases
 from workers.predict import MAX_SIDE, Predicted, PredictWorker, combine
 from workers.records import ImageRecord, Status
+from workers.renaming import Renaming, rename_labels
 
 WRITERS = 4  # photos that are drawn and written at a time
 
@@ -66,6 +69,7 @@ def predict_photos(
     score: float | None = None,
     amp: bool = False,
     names: Mapping[int, str] | None = None,
+    classes: Names | None = None,
     image_column: str = "image",
     anonymous: bool = False,
     max_pixels: int = DecodeLimits().max_pixels,
@@ -80,6 +84,7 @@ def predict_photos(
             them with the same.
         batch_size: photos that are held, of which those of one size share a forward pass.
         names: category -> the name that is drawn in place of its number; by default the checkpoint's, if it has any.
+        classes: named classes that the checkpoint's become, merged and without noise; their names are drawn.
         image_column: of Parquet files.
         anonymous: the inputs are in a public bucket, which is read without credentials.
         max_pixels: a photo with more is not decoded.
@@ -88,7 +93,8 @@ def predict_photos(
     A photo that cannot be read is a result with its status and error; the others go on.
 
     Raises:
-        ConfigError: before any work for inputs, weights, device, numbers or an output that are wrong; later for an
+        ConfigError: before any work for inputs, weights, device, numbers, classes of another fit or an output that are
+            wrong; later for an
             input that cannot be listed to its end, an output that cannot be written or a GPU that is too small.
         StageFailed: the store of the photos failed.
     """
@@ -97,21 +103,44 @@ def predict_photos(
     check_device(device)
     loaded = load_weights(weights, score=score)
     worker = make_worker(loaded, device, batch_size=batch_size, short=short, max_side=max_side, amp=amp)
-    drawn = loaded.names if names is None else names
-    target = Output(output, loaded.model.num_things, loaded.model.num_stuff, drawn)
+    renaming = None if classes is None else _renaming(loaded, classes, storage.redact(weights))
+    target = _target(output, loaded, names, classes)
     settings = {"short": short_side(loaded, short), "max_side": max_side, "amp": amp, "max_pixels": max_pixels}
-    target.begin(_about(loaded, weights, inputs, settings, drawn))
+    target.begin(_about(loaded, weights, inputs, settings, target.names, renaming))
     fetcher = Fetcher(image_column, anonymous=anonymous)
     load = functools.partial(read_photo, fetcher, limits=DecodeLimits(max_pixels, min_side=1))
     images = ahead(load, photos, depth=max(4, 2 * batch_size))
     with json_lists("images", "annotations") as lists:
-        summary = _predict_all(worker, images, target, lists, on_photo)
+        summary = _predict_all(worker, images, target, lists, on_photo, renaming)
         target.finish(lists)
     return summary
 
 
+def _target(output: str, loaded: Weights, names: Mapping[int, str] | None, classes: Names | None) -> Output:
+    """The folder, which knows the classes that are written and their names."""
+    if classes is not None:
+        drawn = {category.id: category.name for category in classes.new_categories}
+        return Output(output, classes.renaming.num_things, classes.renaming.num_stuff, drawn)
+    return Output(output, loaded.model.num_things, loaded.model.num_stuff, loaded.names if names is None else names)
+
+
+def _renaming(loaded: Weights, classes: Names, where: str) -> Renaming | None:
+    """How what the model sees gets these classes; None where it was trained on them."""
+    things, total = loaded.model.num_things, loaded.model.num_things + loaded.model.num_stuff
+    listed = [
+        {"id": number, "name": loaded.names.get(number, ""), "isthing": int(number <= things)}
+        for number in range(1, total + 1)
+    ]
+    return None if has_names(classes, listed, where) else classes.renaming
+
+
 def _about(
-    loaded: Weights, weights: str, inputs: Sequence[str], settings: Mapping[str, Any], names: Mapping[int, str]
+    loaded: Weights,
+    weights: str,
+    inputs: Sequence[str],
+    settings: Mapping[str, Any],
+    names: Mapping[int, str],
+    renaming: Renaming | None,
 ) -> dict[str, Any]:
     """What decides the prediction, without credentials: it is written beside it."""
     return {
@@ -119,6 +148,7 @@ def _about(
         "inputs": [storage.redact(one) for one in inputs],
         "settings": {**settings, "score": loaded.model.combine.confidence},
         "names": {str(category): name for category, name in sorted(names.items())},
+        **({} if renaming is None else {"classes": renaming.category_of}),
         "software": f"u2label {__version__}",
     }
 
@@ -129,6 +159,7 @@ def _predict_all(
     target: Output,
     lists: JsonLists,
     on_photo: Callable[[PhotoResult], None],
+    renaming: Renaming | None,
 ) -> PredictSummary:
     def write(photo: Labelled | Predicted) -> Labelled | Predicted:
         if isinstance(photo, Labelled):
@@ -137,7 +168,7 @@ def _predict_all(
 
     summary = PredictSummary(target.files())
     try:
-        for photo in ahead(write, _labelled(worker.predict(images, Phases())), depth=WRITERS):
+        for photo in ahead(write, _labelled(worker.predict(images, Phases()), renaming), depth=WRITERS):
             result = _result(photo, target.uri)
             if isinstance(photo, Labelled):
                 target.add(photo, lists)
@@ -150,7 +181,7 @@ def _predict_all(
     return summary
 
 
-def _labelled(predicted: Iterator[Predicted]) -> Iterator[Labelled | Predicted]:
+def _labelled(predicted: Iterator[Predicted], renaming: Renaming | None) -> Iterator[Labelled | Predicted]:
     """Photos with combined labels, so that no masks wait for the writers; the unreadable ones as they are."""
     taken = OutputNames()
     for number, one in enumerate(predicted, start=1):
@@ -158,7 +189,10 @@ def _labelled(predicted: Iterator[Predicted]) -> Iterator[Labelled | Predicted]:
             yield one
         else:
             name = taken.claim(one.image.image_id)
-            yield Labelled(number, name, one.image, combine(one.prediction), one.seconds)
+            labels = combine(one.prediction)
+            yield Labelled(
+                number, name, one.image, labels if renaming is None else rename_labels(labels, renaming), one.seconds
+            )
 
 
 def _result(photo: Labelled | Predicted, output: str) -> PhotoResult:

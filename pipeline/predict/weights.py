@@ -3,6 +3,7 @@
 predictor = load_predictor("runs/demo/model")  # or a .pth or .pkl of detectron2 or U2Seg
 prediction = predictor(np.asarray(Image.open("photo.jpg").convert("RGB")))
 ids, segments = prediction.panoptic()
+detections = prediction.to_supervision()  # with the extra `exports`
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from torch import Tensor
 
 from model.checkpoint.detectron2 import class_counts, load_state, read_detectron2
 from model.checkpoint.files import MANIFEST, WEIGHTS, from_files
-from model.panoptic.network import PanopticCascadeRCNN, Prediction
+from model.panoptic.network import PanopticCascadeRCNN
 from pipeline.errors import ConfigError
+from pipeline.predict.prediction import Prediction
 from pipeline.store import storage
 from workers.images import LoadedImage
 from workers.phases import Phases
@@ -52,7 +54,8 @@ class Predictor:
     def __call__(self, photo_hw3: NDArray[np.uint8]) -> Prediction:
         """(H, W, 3) uint8 RGB, upright -> boxes, scores, classes, masks and the semantic map at its size, on the CPU.
 
-        `.panoptic()` of the result combines them to an id map (H, W) and its segments. ValueError for another array.
+        `.panoptic()` of the result combines them to an id map (H, W) and its segments, and `.to_supervision()` has the
+        things as Roboflow's supervision draws and counts them. ValueError for another array.
         """
         photo = np.asarray(photo_hw3)
         if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or photo.size == 0:
@@ -60,7 +63,7 @@ class Predictor:
         image = LoadedImage("photo", np.ascontiguousarray(photo))
         prediction = next(self._worker.predict([image], Phases())).prediction
         assert prediction is not None
-        return prediction
+        return Prediction.of(prediction, self.names)
 
 
 def load_predictor(

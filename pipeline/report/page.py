@@ -13,6 +13,7 @@ from pipeline.engine.status import StageStatus, stage_status
 from pipeline.report import charts, rows
 from pipeline.report.clusters import ClusterFit, Clusters, describe_clusters, find_members
 from pipeline.report.model import Model, describe_model
+from pipeline.report.naming import given_names
 from pipeline.report.pictures import Drawer, Picture
 from pipeline.report.semantics import Stuff, describe_stuff
 from pipeline.stages.base import Run
@@ -72,7 +73,7 @@ def describe(run: Run, *, max_photos: int, max_clusters: int) -> Page:
     wanted = [member for found in members.by_category.values() for member in found] if members else []
     photos, crops = drawer.draw(places, wanted)
     panoptic = sorted(run.done["panoptic"])
-    names = rows.category_names(run.stages["panoptic"], panoptic[0]) if panoptic else {}
+    names = rows.category_names(run.stages["panoptic"], panoptic[0]) | given_names(run) if panoptic else {}
     return Page(
         version=__version__,
         run=run,

@@ -77,13 +77,18 @@ class _Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Drawer:
-    """Where labels and photos come from. Shards in `panoptic_done` are drawn from the panoptic parts."""
+    """Where labels and photos come from. Shards in `panoptic_done` are drawn from the panoptic parts.
+
+    The longer side of a cut-out is `crop_side` pixels; given `crop_bytes`, it is a WebP of about so many at most.
+    """
 
     index: Index
     instances: Stage
     panoptic: Stage
     panoptic_done: Collection[int]
     limits: DecodeLimits
+    crop_side: int = CROP_SIDE
+    crop_bytes: int | None = None
 
     def draw(
         self, places: Collection[tuple[int, int]], members: Iterable[Member]
@@ -126,11 +131,18 @@ class Drawer:
             ids, labels = read_labels(row)
             colors = {label.segment: label.color for label in labels}
             picture = _picture(name, photo, ids, labels, colors) if job.as_photo else None
-            crops = {m: _crop(name, photo, ids == m.segment, colors[m.segment]) for m in job.members}
+            crops = {m: Crop(name, self._crop(photo, ids == m.segment, colors[m.segment])) for m in job.members}
         except lost as error:
             reason = storage.redact(f"{type(error).__name__}: {error}")
             return _Drawn(job.place, Picture(name, error=reason), {m: Crop(name, error=reason) for m in job.members})
         return _Drawn(job.place, picture, crops)
+
+    def _crop(self, photo: overlay.Pixels, mask: np.ndarray, color: overlay.Color) -> str:
+        """As a data URI."""
+        pixels = overlay.cut_out(photo, mask, color, self.crop_side)
+        if self.crop_bytes is None:
+            return overlay.jpeg_data_uri(pixels)
+        return overlay.webp_data_uri(pixels, self.crop_bytes)
 
 
 def read_labels(row: dict[str, Any]) -> tuple[overlay.Ids, list[Label]]:
@@ -151,7 +163,3 @@ def _picture(
     drawn = overlay.draw_overlay(photo, ids, colors, height, width)
     thumbnail = overlay.shrink(photo, height, width)
     return Picture(name, labels, overlay.jpeg_data_uri(thumbnail), overlay.jpeg_data_uri(drawn), width / height)
-
-
-def _crop(name: str, photo: overlay.Pixels, mask: np.ndarray, color: overlay.Color) -> Crop:
-    return Crop(name, overlay.jpeg_data_uri(overlay.cut_out(photo, mask, color, CROP_SIDE)))

@@ -167,7 +167,7 @@ def find_members(panoptic: Stage, done: Collection[int], categories: Sequence[in
     Parts are visited coarse to fine, so that an early end still leaves members from all over the data set.
     """
     shards = sorted(done)
-    chosen = [shards[i] for i in _coarse_to_fine(spread(len(shards), SAMPLED_PARTS))]
+    chosen = [shards[i] for i in coarse_to_fine(spread(len(shards), SAMPLED_PARTS))]
     plenty = 4 * each
     a_part = max(4, -(-plenty // max(1, len(chosen))))
     found: dict[int, list[Member]] = {category: [] for category in categories}
@@ -192,7 +192,7 @@ def _segments(uri: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return rows, entries.field("id").to_numpy(), entries.field("category").to_numpy()
 
 
-def _coarse_to_fine(values: Sequence[int]) -> list[int]:
+def coarse_to_fine(values: Sequence[int]) -> list[int]:
     """In van der Corput's order: any first few are spread over all."""
     bits = max(1, (len(values) - 1).bit_length())
     return [values[i] for i in sorted(range(len(values)), key=lambda i: f"{i:0{bits}b}"[::-1])]

@@ -1,54 +1,100 @@
-"""`u2label report`: one self-contained HTML file that shows what a run made.
+"""`u2label report`: one self-contained HTML file that shows what a run made, and another to name its classes.
 
-Counts, times, photos with their masks, clusters with instances of each. The page has no scripts and fetches nothing;
-every word in it that comes from a file name, an error or a configuration is escaped by the template.
+Counts, times, photos with their masks, clusters with instances of each. The report has no scripts, and neither page
+fetches anything; every word that comes from a file name, an error or a configuration is escaped by the templates.
 
     write       finds the run, renders and writes the page
     page        what the page says: `describe(run) -> Page`, with `clusters` and `semantics`
     rows, maps  what is read of the parts; how much of a large run
     pictures    the photos, fetched again, and what is drawn on them (`overlay`)
     fits        what the fits of the stuff classes left behind
+    naming      the page on which the classes get their names, with `members`, the instances that it shows
     model       the panoptic model: its losses, and its predictions beside the labels
     charts      the geometry of the charts
 """
 
 from __future__ import annotations
 
+import functools
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 
 from pipeline.errors import ConfigError
 from pipeline.report import charts
+from pipeline.report.naming import NamingPage, describe_naming
 from pipeline.report.page import Page, describe
 from pipeline.stages.run import open_run
 from pipeline.store import storage
 from workers import overlay
 
 
-def write_report(run_or_config: str, output: str | None, *, max_photos: int = 48, max_clusters: int = 24) -> str:
-    """Write the report of a run folder (its last run) or of a config file; returns where, without credentials.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Where the pages are, without credentials; `clusters` is None where there is nothing to name yet. `left_out`: the
+    files of the run's source that were not taken, by the reason."""
 
-    `output` None: `report.html` in the run folder. ConfigError when there is no run there or nothing of it is done.
+    report: str
+    clusters: str | None
+    left_out: dict[str, int]
+
+
+def write_report(run_or_config: str, output: str | None, *, max_photos: int = 48, max_clusters: int = 24) -> str:
+    """The report of `write_pages` alone; returns where it is."""
+    return write_pages(run_or_config, output, max_photos=max_photos, max_clusters=max_clusters, naming=False).report
+
+
+def write_pages(
+    run_or_config: str, output: str | None, *, max_photos: int = 48, max_clusters: int = 24, naming: bool = True
+) -> Written:
+    """Write the report of a run folder (its last run) or of a config file, and if `naming` the page of clusters.
+
+    `output` None: `report.html` in the run folder. The page on which the classes are named lies beside it, once there
+    are clusters and panoptic parts: `clusters.html`, or `NAME-clusters.html` beside `NAME.html`. ConfigError when there
+    is no run there or nothing of it is done, or a page cannot be written.
     """
     run = open_run(run_or_config)
     target = output or storage.join(run.uri, "report.html")
-    html = render(describe(run, max_photos=max_photos, max_clusters=max_clusters))
+    page = describe(run, max_photos=max_photos, max_clusters=max_clusters)
+    described = describe_naming(run) if naming else None
+    beside = None if described is None else _beside(target)
+    _write(target, render(page, beside))
+    if described is not None and beside is not None:
+        _write(beside, render_naming(described))
+    shown = None if beside is None else storage.redact(beside)
+    return Written(storage.redact(target), shown, run.index.ignored.reasons())
+
+
+def _beside(report: str) -> str:
+    """The page of clusters of a report."""
+    folder, slash, name = report.rpartition("/")
+    stem = name.removesuffix(".html")
+    return f"{folder}{slash}{'' if stem == 'report' else f'{stem}-'}clusters.html"
+
+
+def _write(target: str, html: str) -> None:
     try:
         storage.write_bytes(target, html.encode("utf-8", errors="backslashreplace"))
     except storage.store_errors(target) as error:
         raise ConfigError(f"--output: cannot write {storage.redact(target)!r}: {error}") from error
-    return storage.redact(target)
 
 
-def left_out(run_or_config: str) -> dict[str, int]:
-    """The files of the run's source that were not taken, by the reason. Errors as of `write_report`."""
-    return open_run(run_or_config).index.ignored.reasons()
+def render(page: Page, naming: str | None = None) -> str:
+    """The report as HTML; `naming` is where the page of clusters is."""
+    beside = None if naming is None else naming.rsplit("/", 1)[-1]
+    return _template("report.html.j2").render(page=page, naming=beside)
 
 
-def render(page: Page) -> str:
-    """The page as HTML. Everything is escaped; the template marks nothing as safe."""
+def render_naming(page: NamingPage) -> str:
+    """The page of clusters as HTML."""
+    return _template("clusters.html.j2").render(page=page)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Everything is escaped; the templates mark nothing as safe."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -64,7 +110,11 @@ def render(page: Page) -> str:
         "pieces": pieces,
         "percent": percent,
     }
-    return environment.get_template("report.html.j2").render(page=page)
+    return environment
+
+
+def _template(name: str) -> jinja2.Template:
+    return _environment().get_template(name)
 
 
 def pieces(name: str) -> list[str]:

@@ -69,6 +69,11 @@ class Fetcher:
         """Whether another photo of the same tar was read."""
         return record.version != GONE and record.uri in self._read
 
+    def fetch_head(self, record: ImageRecord, length: int) -> bytes:
+        """The first `length` bytes, or all there are, of an image whose length is known (of no Parquet source)."""
+        length = min(length, record.length)
+        return storage.read_bytes(record.uri, record.offset, length, anonymous=self._anonymous)
+
     def _parquet_file(self, uri: str) -> ParquetRows:
         with self._lock:
             if uri not in self._files:

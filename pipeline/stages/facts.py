@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.backbone.weights import resolve_weights
+from pipeline.clusters.names import NAMES
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.sources.index import Index
@@ -37,6 +38,16 @@ class Facts:
             if self._download:
                 raise
             return _teacher_of_last_run(self._config, error)
+
+    def names(self) -> str:
+        """What tells the names that are stored with the run from others. ConfigError: there are none."""
+        where = storage.join(self._config.run.uri, NAMES)
+        if not storage.exists(where):
+            raise ConfigError(
+                f"train.names: the run in {storage.redact(self._config.run.uri)} has no names yet; give them with "
+                "u2label name RUN --from names.yaml, or leave train.names out"
+            )
+        return storage.sha256(where)
 
     def photos(self) -> Content:
         """What every stage that looks at the photos through the backbone depends on."""

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import Config, parse_config
 from pipeline.errors import ConfigError
 from pipeline.store import storage
 
@@ -23,8 +23,14 @@ class Latest:
     teacher: str | None
 
     def same_labels(self, config: Config) -> bool:
-        """Whether that run was of this config, but for where it lies and how the work is done."""
-        return _decisive(self.config) == _decisive(config.model_dump(mode="json"))
+        """Whether that run was of this config, but for where it lies and how the work is done. Keys that it did not
+        know yet are as they are by themselves."""
+        wanted = config.model_dump(mode="json")
+        try:
+            known = parse_config({**self.config, "run": wanted["run"]}, origin=LATEST).model_dump(mode="json")
+        except ConfigError:
+            return False
+        return _decisive(known) == _decisive(wanted)
 
     def same_backbone(self, config: Config) -> bool:
         """Whether the backbone and the file of its weights were named as in this config."""

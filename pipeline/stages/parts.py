@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.metrics.instances import Instance
+from pipeline.clusters.names import Names, has_names
 from pipeline.engine.shards import read_columns
 from pipeline.engine.stage import PART
 from pipeline.errors import ConfigError
+from pipeline.sources.classes import Classes
 from pipeline.sources.coco import Categories, PanopticImage, PanopticSegment, check_image, decode_ids, read_categories
+from pipeline.stages.base import Run
 from pipeline.stages.run import open_run
 from pipeline.store import storage
 from workers.records import PART_COLUMNS, READABLE
@@ -27,14 +30,17 @@ DETECTION_COLUMNS = ["rle", "bbox", "area", "score", "category"]  # of the model
 class PanopticParts:
     """The labelled images of panoptic parts. A row that could not be read has no label, and no name here.
 
-    Images are read quickly in the order of `names`, because one part is held at a time; the names are all held.
-    ConfigError: there is no part, one cannot be read or lists no categories, their lists differ, or an image comes
-    twice.
+    Given `names` of classes, the labels have the classes that came of them. Images are read quickly in the order of
+    their own names, because one part is held at a time; those names are all held.
+    ConfigError: there is no part, one cannot be read or lists no categories, their lists differ or are not those that
+    the names are of, or an image comes twice.
     """
 
-    def __init__(self, parts: Sequence[str]) -> None:
+    def __init__(self, parts: Sequence[str], names: Names | None = None) -> None:
         self._parts = list(parts)
-        self.categories = common_categories(self._parts)
+        self._listed = common_categories(self._parts)
+        self._classes = classes_of_names(self._parts, self._listed, names)
+        self.categories = self._listed if self._classes is None else self._classes.categories
         self.shown = storage.redact(self._parts[0].rsplit("/", 1)[0])
         self._columns = label_columns(self._parts[0])
         self._place: dict[str, tuple[int, int]] = {}
@@ -53,7 +59,8 @@ class PanopticParts:
         """The label of an image. ConfigError when map, segments and categories do not fit."""
         number, row = self._place[name]
         entry = self._part(number).slice(row, 1).to_pylist()[0]
-        return image_of_row(entry, storage.redact(self._parts[number]), self.categories)
+        image = image_of_row(entry, storage.redact(self._parts[number]), self._listed)
+        return image if self._classes is None else self._classes.apply(image)
 
     def _load(self, number: int) -> pa.Table:
         return read_part_columns(self._parts[number], self._columns)
@@ -65,6 +72,29 @@ def find_parts(inputs: Inputs, stage: str = "panoptic") -> list[str]:
 
     ConfigError when there is none.
     """
+    given = _given_parts(inputs, stage)
+    if given is not None:
+        return given
+    return parts_of_run(open_run(str(inputs), need=None if stage == "things" else stage), stage)
+
+
+def find_run_and_parts(inputs: Inputs) -> tuple[Run | None, list[str]]:
+    """The parts as `find_parts` has them, and the run that they are of; None when they were given without one."""
+    given = _given_parts(inputs, "panoptic")
+    if given is not None:
+        return None, given
+    run = open_run(str(inputs), need="panoptic")
+    return run, parts_of_run(run, "panoptic")
+
+
+def parts_of_run(run: Run, stage: str) -> list[str]:
+    """The finished parts of a stage; `things` is whichever has the masks that the labels were merged from."""
+    name = run.things.name if stage == "things" else stage
+    return [run.stages[name].part(shard) for shard in sorted(run.done[name])]
+
+
+def _given_parts(inputs: Inputs, stage: str) -> list[str] | None:
+    """The parts in a folder, or those that are given; None when `inputs` is a run."""
     if not isinstance(inputs, str):
         if not inputs:
             raise ConfigError(f"no {stage} part was given; give a run, a folder of parts, or the parts")
@@ -77,16 +107,12 @@ def find_parts(inputs: Inputs, stage: str = "panoptic") -> list[str]:
         listed = []
     except storage.store_errors(inputs) as error:
         raise ConfigError(f"cannot list {storage.redact(inputs)!r}: {storage.redact(str(error))}") from error
-    if listed:
-        return [storage.join(inputs, name) for name in sorted(listed, key=_shard)]
-    run = open_run(inputs, need=None if stage == "things" else stage)
-    if stage == "things":  # whichever stage has them
-        stage = run.things.name
-    return [run.stages[stage].part(shard) for shard in sorted(run.done[stage])]
+    return [storage.join(inputs, name) for name in sorted(listed, key=shard_of)] or None
 
 
-def _shard(name: str) -> int:
-    found = PART.fullmatch(name)
+def shard_of(part: str) -> int:
+    """The number of a part by its name."""
+    found = PART.fullmatch(part.rsplit("/", 1)[-1])
     assert found
     return int(found[1])
 
@@ -107,6 +133,15 @@ def common_categories(parts: Sequence[str]) -> Categories:
     if not categories:
         raise ConfigError(f"{storage.redact(part)}: the list of categories is empty")
     return categories
+
+
+def classes_of_names(parts: Sequence[str], categories: Categories, names: Names | None) -> Classes | None:
+    """The classes that labels with these categories get by the names; None where they stay as they are, because there
+    are no names or the parts have them already. ConfigError: the names are of other categories."""
+    listed = [{"id": c.id, "name": c.name, "isthing": c.is_thing} for c in categories.values()]
+    if names is None or has_names(names, listed, storage.redact(parts[0])):
+        return None
+    return names.written
 
 
 def label_columns(part: str) -> list[str]:

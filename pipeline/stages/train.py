@@ -13,8 +13,10 @@ from pipeline.engine.stage import Stage
 from pipeline.stages.base import FitStage, Photos, Run, categories, stage_of_round, thing_stage
 from pipeline.stages.facts import Content, Facts, require_there, require_weights
 from pipeline.stages.labels import require_predictions
+from pipeline.stages.named import names_of
 
 if TYPE_CHECKING:
+    from pipeline.clusters.names import Names
     from pipeline.train.job import TrainSettings
     from pipeline.train.photos import TrainingPhotos
     from workers.training.copy_paste import CopyPaste
@@ -39,17 +41,19 @@ class Train(FitStage):
 
     def content(self, config: Config, facts: Facts) -> Content:
         how = {"threads", "checkpoint_every", "picture_every"}
-        files = {"labels", "label_pngs", "label_images", "init", "backbone"}  # those that decide go by their checksums
+        # Those that decide go by their checksums.
+        files = {"names", "labels", "label_pngs", "label_images", "init", "backbone"}
         fit = {"seed": config.seed, "train": config.train.model_dump(exclude=how | files)}
         if self.round:
             return {"self_training": config.self_training.model_dump(include={"steps", "rate"}), **fit}
         train = config.train
         human = {} if train.labels is None else {"labels": facts.checksum("train.labels", train.labels)}
+        names = {"names": facts.names()} if train.names else {}
         weights = {
             "init": facts.checksum("train.init", train.init and _identifying_file(train.init)),
             "backbone": facts.checksum("train.backbone", train.backbone),
         }
-        return {**fit, **human, **weights}
+        return {**fit, **human, **names, **weights}
 
     def check(self, config: Config, index: Photos | None) -> None:
         train = config.train
@@ -68,7 +72,8 @@ class Train(FitStage):
 
         if self.round:
             require_predictions(run, self.round)
-        photos, settings = self._photos(run), self._settings(run)
+        names = names_of(run) if run.config.train.names else None
+        photos, settings = self._photos(run, names), self._settings(run)
         train, workers, steps = run.config.train, run.config.workers, settings.optimisation.steps
         with FitProgress(stage.name, steps) as progress, fit_threads(workers) as cpus:
             result = fit_panoptic(
@@ -82,13 +87,19 @@ class Train(FitStage):
                 threads=train.threads,
                 checkpoint_every=train.checkpoint_every,
                 picture_every=train.picture_every,
-                config={"categories": photos.categories if isinstance(photos, CocoPhotos) else categories(run.config)},
+                config={
+                    "categories": photos.categories
+                    if isinstance(photos, CocoPhotos)
+                    else categories(run.config)
+                    if names is None
+                    else names.listed
+                },
                 on_log=lambda entry: progress.update(int(entry["step"]), entry["total"]),
             )
         return f"{steps} steps on {len(photos)} photos, loss {result.loss:.4g}"
 
-    def _photos(self, run: Run) -> TrainingPhotos:
-        """What is learnt from. ConfigError: labels that cannot be read."""
+    def _photos(self, run: Run, names: Names | None) -> TrainingPhotos:
+        """What is learnt from. ConfigError: labels that cannot be read, or names that leave no things."""
         from pipeline.train.coco_photos import CocoPhotos
         from pipeline.train.photos import Labels, PhotosOfLabels
 
@@ -107,6 +118,7 @@ class Train(FitStage):
             num_stuff=config.num_stuff,
             limits=run.limits,
             fraction=train.fraction,
+            renaming=None if names is None else names.renaming,
         )
 
     def _settings(self, run: Run) -> TrainSettings:

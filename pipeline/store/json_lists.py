@@ -23,10 +23,17 @@ class JsonLists:
         file = self._files[name]
         file.write((b",\n" if file.tell() else b"") + json.dumps(entry, allow_nan=False).encode())
 
-    def write(self, uri: str, lists: Mapping[str, str], categories: Sequence[Mapping[str, Any]]) -> None:
-        """Write a COCO document atomically: `lists` (key: the name of a list) and `categories`."""
+    def write(
+        self,
+        uri: str,
+        lists: Mapping[str, str],
+        categories: Sequence[Mapping[str, Any]],
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a COCO document atomically: `lists` (key: the name of a list), `categories`, and further `info`."""
+        about = {"description": "panoptic labels by u2label"} | dict(info or {})
         with storage.open_output(uri) as stream:
-            stream.write(b'{"info": {"description": "panoptic labels by u2label"}')
+            stream.write(b'{"info": ' + json.dumps(about).encode() + b', "licenses": []')
             for key, name in lists.items():
                 stream.write(f', "{key}": [\n'.encode())
                 self._files[name].seek(0)

@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine.shards import read_columns
+from pipeline.engine.stage import digest
 from pipeline.errors import ConfigError
 from pipeline.sources.index import Index
 from pipeline.store import storage
 from pipeline.train.order import MIXED_PARTS
 from workers.decode import DecodeError, DecodeLimits, decode_image
 from workers.records import READABLE
+from workers.renaming import Renaming, rename_row
 from workers.training.samples import Sample, from_panoptic_row
 
 READ_THREADS = 8
@@ -68,11 +70,18 @@ class PhotosOfLabels:
         num_stuff: int,
         limits: DecodeLimits,
         fraction: float = 1,
+        renaming: Renaming | None = None,
     ) -> None:
-        """`fraction` of the photos, at least one, chosen at random but always the same. ConfigError: there is none, or
-        none has a segment."""
+        """`fraction` of the photos, at least one, chosen at random but always the same; with a `renaming` the classes
+        are its new ones. ConfigError: there is no photo, none has a segment, or the renaming leaves no things."""
         self.num_things, self.num_stuff = num_things, num_stuff
         self.identity = f"{index.digest} {labels.identity} {len(labels.instances)} {fraction:g}"
+        self._renaming = renaming
+        if renaming is not None:
+            self.num_things, self.num_stuff = renaming.num_things, renaming.num_stuff
+            self.identity += f" {digest(renaming.category_of)}"
+            if not self.num_things:
+                raise ConfigError("the names leave no things, and the panoptic model needs some; name one as a thing")
         self._index, self._labels, self._limits = index, labels, limits
         with ThreadPoolExecutor(READ_THREADS) as pool:
             found = list(pool.map(_readable_rows, labels.panoptic))
@@ -111,6 +120,8 @@ class PhotosOfLabels:
                 self._reader = _Reader(self._index, self._labels)
             part, row = int(self.parts[index]), int(self._rows[index])
             record, labels, instances = self._reader.row(part, row)
+        if self._renaming is not None:
+            labels = rename_row(labels, self._renaming)
         try:
             image = decode_image(self._reader.fetcher.fetch(record), self._limits)
         except (OSError, DecodeError) as error:

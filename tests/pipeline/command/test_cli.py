@@ -30,7 +30,7 @@ def write(folder: Path, **overrides: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("command", ["run", "status", "plan", "report", "demo", "submit", "clean", "weights"])
+@pytest.mark.parametrize("command", ["run", "status", "plan", "report", "demo", "submit", "clean", "weights", "name"])
 def test_every_command_has_help(command: str) -> None:
     result = RUNNER.invoke(app, [command, "--help"])
     assert result.exit_code == 0

@@ -22,10 +22,12 @@ from pycocotools.coco import COCO
 from model.metrics.instances import Instance
 from pipeline.errors import ConfigError
 from pipeline.evaluate.score import score_labels
-from pipeline.export.coco import export_coco, print_export, stuff_png
+from pipeline.export.coco import export_coco, stuff_png
+from pipeline.export.summary import print_export
 from pipeline.sources.coco import CocoInstances, CocoPanoptic, PanopticImage, PanopticSegment
 from pipeline.stages.parts import PanopticParts, find_parts
 from pipeline.store import storage
+from tests.pipeline.export.labelled_runs import labelled_run
 from tests.pipeline.label_files import (
     categories,
     random_rows,
@@ -50,7 +52,7 @@ def test_labels_come_back_as_they_were_on_disk_and_in_a_bucket(source: str, tmp_
     exported = export_coco(panoptic, output=source, name="demo")
     assert (exported.images, exported.unreadable, exported.whole_masks) == (7, 1, False)
     before, after = PanopticParts(find_parts(panoptic)), CocoPanoptic(storage.join(source, "panoptic_demo.json"))
-    assert after.categories == before.categories
+    assert {i: c._replace(supercategory="") for i, c in after.categories.items()} == before.categories
     assert list(after.names) == list(before.names)
     for name in before.names:
         mine, theirs = before.read(name), after.read(name)
@@ -100,6 +102,52 @@ def test_pycocotools_opens_it_without_a_warning(tmp_path: Path) -> None:
         x, y, width, height = annotation["bbox"]
         assert mask[y : y + height, x : x + width].sum() == annotation["area"]
     assert not coco.getAnnIds(catIds=[5])
+
+
+def test_pycocotools_and_panopticapi_find_their_keys_in_panoptic_json(tmp_path: Path) -> None:
+    panoptic, _ = random_run(tmp_path, 4)
+    exported = export_coco(panoptic, output=str(tmp_path / "out"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(exported.files["panoptic_json"])
+    assert sorted(coco.anns) == sorted(coco.imgs) == [1, 3, 4, 5]
+    assert [entry["supercategory"] for entry in coco.loadCats([1, 5])] == ["thing 1", "stuff 1"]
+    colors = {tuple(entry["color"]) for entry in coco.cats.values()}  # its converters tell segments by them
+    assert len(colors) == 7 and (0, 0, 0) not in colors
+    assert coco.dataset["licenses"] == []
+    instances = json.loads(Path(exported.files["instances_json"]).read_text())["categories"]
+    assert all(entry.keys() == {"id", "name", "supercategory", "color"} for entry in instances)
+
+
+def test_shards_are_whole_sets_over_the_same_folders(tmp_path: Path) -> None:
+    panoptic, instances = random_run(tmp_path, 8)
+    one = export_coco(panoptic, instances, output=str(tmp_path / "one"))
+    export_coco(panoptic, instances, output=str(tmp_path / "many"), shards=2)
+    whole = json.loads(Path(one.files["panoptic_json"]).read_text())
+    found = [json.loads((tmp_path / "many" / f"panoptic_train-0000{i}-of-00002.json").read_text()) for i in range(2)]
+    assert [image for shard in found for image in shard["images"]] == whole["images"]
+    assert [labels for shard in found for labels in shard["annotations"]] == whole["annotations"]
+    assert all(shard["categories"] == whole["categories"] for shard in found)
+    numbers = []
+    for path in sorted((tmp_path / "many").glob("instances_train-*.json")):
+        numbers += [entry["id"] for entry in json.loads(path.read_text())["annotations"]]
+        CocoPanoptic(str(path).replace("instances_", "panoptic_"), str(tmp_path / "many" / "panoptic_train"))
+    assert numbers == list(range(1, one.instances + 1))
+    with pytest.raises(ConfigError, match="--shards: 4 must be from 1 to the number of parts, which is 3"):
+        export_coco(panoptic, output=str(tmp_path / "out"), shards=4)
+
+
+def test_photos_that_exif_data_turns_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = labelled_run(tmp_path, turned={"a.jpg"})
+    (tmp_path / "photos" / "b.png").unlink()
+    exported = export_coco(run, run, output=str(tmp_path / "out"))
+    assert (exported.turned, exported.unchecked, exported.images) == (1, 1, 4)
+    images = json.loads(Path(exported.files["panoptic_json"]).read_text())["images"]
+    assert [image.get("exif_orientation") for image in images] == [6, None, None, None]
+    assert images[0]["coco_url"] == str(tmp_path / "photos" / "a.jpg")
+    print_export(exported)
+    said = capsys.readouterr().out
+    assert "1 photos have a rotation in their EXIF data; labels are of the upright photo" in said
+    assert "1 photos could not be looked at" in said
 
 
 def test_instances_are_whole_masks_when_their_parts_are_given(tmp_path: Path) -> None:
@@ -168,6 +216,8 @@ def test_the_stuff_folder_and_no_stuff_folder(tmp_path: Path) -> None:
         "instances_train.json",
         "panoptic_train",
         "panoptic_train.json",
+        "register.py",
+        "u2label_train.json",
     ]
     assert "sem_seg_root" not in exported.files
 
@@ -225,17 +275,36 @@ def test_what_detectron2_will_not_find_is_counted(tmp_path: Path, capsys: pytest
     assert "1 images lie in subfolders" in said
 
 
-@pytest.mark.parametrize("name", ["x.tar/../../../esc/a.jpg", "/esc/a.jpg"])
-def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"the file name '{name}' leads out of its folder"):
-        export_coco([one_image(tmp_path, name)], output=str(tmp_path / "deep" / "out"))
-    assert not list(tmp_path.rglob("a.png"))
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("x.tar/../../../esc/a.jpg", "x.tar/_/_/_/esc/a"),
+        ("/esc/a.jpg", "esc/a"),
+        ("below//./a.jpg", "below/a"),
+        ("n" * 250 + ".jpg", None),
+    ],
+)
+def test_a_name_that_is_no_path_below_a_folder_gets_another(tmp_path: Path, name: str, files: str | None) -> None:
+    out = tmp_path / "deep" / "out"
+    exported = export_coco([one_image(tmp_path, name, "b.jpg")], output=str(out))
+    assert (exported.images, exported.renamed) == (2, 1)
+    assert list(exported.examples) == [name]
+    assert files is None or exported.examples[name] == files
+    pngs = [path.relative_to(out / "panoptic_train").as_posix() for path in (out / "panoptic_train").rglob("*.png")]
+    assert sorted(pngs) == sorted(["b.png", f"{exported.examples[name]}.png"])
+    assert {path.parent for path in tmp_path.rglob("*.png")} <= {p for p in out.rglob("*") if p.is_dir()}
+    labels = CocoPanoptic(exported.files["panoptic_json"])
+    assert all(labels.read(one).segments is not None for one in labels.names)
 
 
-def test_two_images_of_one_png_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'a.jpg' and 'a.png' would both be a.png"):
-        export_coco([one_image(tmp_path, "a.jpg", "a.png")], output=str(tmp_path / "out"))
-    assert not (tmp_path / "out" / "panoptic_train.json").exists()
+def test_images_whose_pngs_would_be_one_get_a_suffix(tmp_path: Path) -> None:
+    exported = export_coco([one_image(tmp_path, "IMG.JPG", "IMG.jpeg", "img.png")], output=str(tmp_path / "out"))
+    labels = CocoPanoptic(exported.files["panoptic_json"])
+    assert list(labels.names) == ["IMG.JPG", "IMG.jpeg", "img.png"]
+    pngs = [labels.annotation(name)["file_name"] for name in labels.names]
+    assert pngs == ["IMG.png", "IMG.jpeg.png", "img.png.png"]
+    assert exported.examples == {"IMG.jpeg": "IMG.jpeg", "img.png": "img.png"}
+    assert score_labels(labels, labels, mode="identity")["all_images"]["PQ"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.checkpoint.files import save_checkpoint
+from pipeline.clusters.names import FORMAT, Names
 from pipeline.errors import ConfigError
 from pipeline.predict import load_predictor, predict_photos
-from pipeline.predict.output import OutputNames
 from pipeline.predict.run import PhotoResult, PredictSummary, print_header, print_photo, print_summary
 from pipeline.sources.coco import CocoPanoptic
+from pipeline.sources.names import OutputNames
 from pipeline.store import storage
+from tests.pipeline.label_files import categories
 from tests.pipeline.sources.image_sources import put, tar
 from tests.tiny_panoptic import KEYWORDS, STUFF, THINGS, scene, tiny_model
 from workers.records import Status
@@ -141,6 +143,36 @@ def test_names_are_drawn_and_listed(weights: str, tmp_path: Path) -> None:
     summary = predict(weights, str(tmp_path), names={2: "duck", 5: "lake"})
     named = [c.name for c in CocoPanoptic(summary.files["panoptic.json"]).categories.values()]
     assert named == ["thing 1", "duck", "thing 3", "stuff 1", "lake"]
+
+
+def test_named_classes_are_merged_and_noise_is_left_out(tmp_path: Path) -> None:
+    put(str(tmp_path / "photos"), PHOTOS)
+    config = {"num_things": THINGS, "num_stuff": STUFF, "model": KEYWORDS, "short": 96}
+    listed = categories(THINGS, STUFF)
+    save_checkpoint(tmp_path / "weights", tiny_model().state_dict(), config | {"categories": listed})
+    said = {1: {"name": "duck"}, 2: {"merge": 1}, 3: {"noise": True}, 4: {"name": "lake"}}
+    counts = {"things": THINGS, "stuff": STUFF}
+    names = Names.model_validate({"format": FORMAT, "fits": {"things": "x"}, "classes": counts, "names": said})
+
+    def maps(out: str, **arguments: Any) -> dict[str, np.ndarray]:
+        arguments |= {"score": 0.3}
+        summary = predict_photos(str(tmp_path / "weights"), str(tmp_path / "photos"), str(tmp_path / out), **arguments)
+        labels = CocoPanoptic(summary.files["panoptic.json"])
+        images = [labels.read(name) for name in labels.names]
+        lists = ({0: 0} | {one.id: one.category for one in image.segments} for image in images)
+        found = {i.name: np.vectorize(of.get)(i.ids) for i, of in zip(images, lists, strict=True)}
+        return found | {"names": np.array([labels.categories[c].name for c in sorted(labels.categories)])}
+
+    plain, named = maps("plain"), maps("named", classes=names)
+    assert named.pop("names").tolist() == ["duck", "lake", "stuff 2"] and len(plain.pop("names")) == THINGS + STUFF
+    assert {1, 2, 3} & set(np.unique(np.concatenate([found.ravel() for found in plain.values()])))
+    for name, found in plain.items():
+        assert (named[name] == np.array([0, 1, 1, 0, 2, 3])[found]).all()
+    with pytest.raises(ConfigError, match="holds predictions of other weights, photos or settings"):
+        maps("named", classes=Names.model_validate(names.model_dump() | {"names": said | {2: {"noise": True}}}))
+    other = names.model_copy(update={"classes": names.classes.model_copy(update={"things": 9})})
+    with pytest.raises(ConfigError, match=r"weights has 5 categories, which are neither the 9 things and 2 stuff"):
+        maps("other", classes=other)
 
 
 def test_photos_with_too_many_pixels_are_not_decoded(weights: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pipeline.stages.run import open_run
 from pipeline.stages.table import define_stages, resolve_stages
 
 NAMES = {1: "thing one & only"}
-VOID = {"meta", "img", "wbr", "line", "rect", "circle", "polyline"}
+VOID = {"meta", "img", "wbr", "input", "line", "rect", "circle", "polyline"}
 
 
 class Page(HTMLParser):
