@@ -62,7 +62,7 @@ def records(images: int) -> Iterator[ImageRecord]:
 
 def make_index(config: Config, images: int) -> None:
     folder = index_folder(config)
-    shards, written, digest = write_index(records(images), folder, config.source.shard_size)
+    shards, written, digest, *_ = write_index(records(images), folder, config.source.shard_size)
     manifest = {
         "shards": shards,
         "images": written,

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 THIRD_PARTY = {
     "model": {"torch", "torchvision", "timm", "numpy", "scipy", "safetensors", "pycocotools"},
-    "workers": {"torch", "numpy", "scipy", "pyarrow", "PIL", "faiss", "pycocotools", "sknetwork"},
+    "workers": {"torch", "numpy", "scipy", "pyarrow", "PIL", "pillow_heif", "faiss", "pycocotools", "sknetwork"},
 }
 OWN = {"model": {"model"}, "workers": {"model", "workers"}, "pipeline": {"model", "workers", "pipeline"}}
 ROOMS = (  # of `pipeline`, from the top: each imports only what stands behind it

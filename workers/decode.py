@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from workers import deep, jpeg_end
+from workers.formats import FORMATS, GET_HEIC, HAS_HEIC, is_heic, register_heic
 from workers.records import Status
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 PILLOW_MAX_PIXELS = 178_956_970  # Pillow itself refuses more, whatever `max_pixels` says
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {  # EXIF 2.3, table 6: what puts row 0 at the top and column 0 at the left
@@ -31,7 +32,8 @@ UPRIGHT = {  # EXIF 2.3, table 6: what puts row 0 at the top and column 0 at the
     8: Image.Transpose.ROTATE_90,
 }
 # What Pillow itself takes for a broken file where it reads a header; in reading pixels and EXIF it lets them through.
-BAD_DATA = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error)
+# RuntimeError is what the decoders of AVIF and HEIC raise.
+BAD_DATA = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, RuntimeError, struct.error)
 
 Pixels = NDArray[np.uint8]
 
@@ -55,8 +57,9 @@ class DecodeError(ValueError):
 def decode_image(data: bytes, limits: DecodeLimits) -> Pixels:
     """Encoded bytes -> (H, W, 3) uint8 RGB, upright as EXIF says, C-contiguous and writable.
 
-    Transparent parts are white. 16-bit samples are scaled by 255/65535; 32-bit integers and floats have no range of
-    their own, so [0, 1] floats are scaled by 255 and all else from its least to its greatest finite value.
+    Transparent parts are white. Samples of up to 16 bits are scaled by the range of 8, 10, 12 or 16 bits that they use
+    (`workers.deep`); 32-bit integers and floats have no range of their own, so [0, 1] floats are scaled by 255 and all
+    else from its least to its greatest finite value. A JPEG that lacks only its end is read, and grey where it lacks.
     DecodeError for anything that is not an image within the limits.
     """
     if not data:
@@ -64,8 +67,9 @@ def decode_image(data: bytes, limits: DecodeLimits) -> Pixels:
     try:
         with open_photo(data) as image:
             _check_size(image.size, limits)
-            image.load()
-            return np.array(_to_rgb(_upright(image)))
+            rgb = _loaded_rgb(image, data)
+            turn = _turn(image)  # only now: Pillow turns TIFFs itself as it loads them
+            return np.array(rgb if turn is None else rgb.transpose(turn))
     except DecodeError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -79,8 +83,13 @@ def decode_image(data: bytes, limits: DecodeLimits) -> Pixels:
 
 
 def open_photo(data: bytes) -> Image.Image:
-    """A photo whose header has been read, of the formats named here alone. `BAD_DATA` when it is none."""
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+    """A photo whose header has been read, of the formats that are named alone. `BAD_DATA` when it is none."""
+    formats: tuple[str, ...] = FORMATS
+    if is_heic(data):
+        if not HAS_HEIC:
+            raise DecodeError(Status.UNDECODABLE, GET_HEIC)
+        formats = (register_heic(),)
+    return Image.open(io.BytesIO(data), formats=formats)
 
 
 def orientation(image: Image.Image) -> int:
@@ -127,18 +136,45 @@ def _check_size(size: tuple[int, int], limits: DecodeLimits) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    turn = UPRIGHT.get(orientation(image))
-    return image if turn is None else image.transpose(turn)
+def _loaded_rgb(image: Image.Image, data: bytes) -> Image.Image:
+    """The pixels of an opened picture of these bytes, as they are stored."""
+    tiles = deep.swapped_tiles(image)
+    try:
+        image.load()
+    except OSError as error:
+        if image.format != "JPEG" or not str(error).startswith("image file is truncated"):
+            raise
+        return _without_end(data, error)
+    if tiles is None or np.asarray(image).max(initial=0) > deep.DARK:
+        return _to_rgb(image)
+    with open_photo(data) as lower:
+        lower.tile = tiles  # type: ignore[attr-defined]  # of every picture that is read from a file
+        lower.load()
+        return deep.join_bytes(image, lower)
+
+
+def _without_end(data: bytes, error: OSError) -> Image.Image:
+    """The picture of a JPEG that was cut short; raises `error` when it lacks more than its end."""
+
+    def decode(whole: bytes) -> NDArray[np.uint8]:
+        with open_photo(whole) as image:
+            return np.asarray(_to_rgb(image))
+
+    pixels = jpeg_end.without_end(data, decode)
+    if pixels is None:
+        raise error
+    return Image.fromarray(pixels)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    return UPRIGHT.get(orientation(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        samples = np.asarray(image).astype(np.uint32)
-        samples *= 255
-        samples += 32767
-        samples //= 65535
-        return Image.fromarray(samples.astype(np.uint8)).convert("RGB")
+        samples = np.asarray(image)
+        white = deep.white_of(image, int(samples.max(initial=0)))
+        return Image.fromarray(deep.to_eight_bits(samples, white)).convert("RGB")
     if image.mode in {"I", "F"}:
         return Image.fromarray(_stretch(np.asarray(image))).convert("RGB")
     if not image.has_transparency_data:

@@ -14,6 +14,8 @@ from workers.masks import decode_rle, encode_panoptic_png
 from workers.merge import merge_panoptic
 from workers.records import PANOPTIC_SCHEMA, READABLE, ImageRecord, Status
 
+NO_LABEL: dict[str, Any] = {"panoptic": None, "segments": [], "hidden_instances": 0}
+
 
 class PanopticWorker:
     """Holds the centroids. Things are categories 1..K by nearest centroid, stuff K+1..K+S."""
@@ -28,9 +30,16 @@ class PanopticWorker:
         self._threads = threads
 
     def process(
-        self, records: Sequence[ImageRecord], instances: pa.Table, semantics_nhw: Sequence[np.ndarray | None] | None
+        self,
+        records: Sequence[ImageRecord],
+        instances: pa.Table,
+        semantics_nhw: Sequence[np.ndarray | None] | None,
+        reasons_n: Sequence[tuple[str, str | None]] | None = None,
     ) -> pa.Table:
         """Part k of the index, of the instances and of the class maps (None: no stuff) -> table of PANOPTIC_SCHEMA.
+
+        A readable photo without a map has the status and the error of the map's row (`reasons_n`); one that was
+        replaced between the stages, so that map and masks do not fit, becomes a row `changed`.
 
         ValueError when the parts do not speak of the same images in the same order.
         """
@@ -38,23 +47,36 @@ class PanopticWorker:
         if [record.image_id for record in records] != [row["image_id"] for row in rows]:
             raise ValueError("the parts of the index and of the instances hold different images; delete the part")
         maps = [None] * len(rows) if semantics_nhw is None else semantics_nhw
+        reasons = [None] * len(rows) if reasons_n is None else reasons_n
         categories = nearest_categories(
             instances["embedding"], self._centroids_KD, spherical=self._spherical, threads=self._threads
         )
         ends = np.cumsum([len(row["rle"]) for row in rows])[:-1]
         merged = [
-            self._row(record, row, labels, semantic)
-            for record, row, labels, semantic in zip(records, rows, np.split(categories, ends), maps, strict=True)
+            self._row(record, row, labels, semantic, reason)
+            for record, row, labels, semantic, reason in zip(
+                records, rows, np.split(categories, ends), maps, reasons, strict=True
+            )
         ]
         return pa.Table.from_pylist(merged, schema=PANOPTIC_SCHEMA)
 
     def _row(
-        self, record: ImageRecord, row: dict[str, Any], categories_n: np.ndarray, semantic_hw: np.ndarray | None
+        self,
+        record: ImageRecord,
+        row: dict[str, Any],
+        categories_n: np.ndarray,
+        semantic_hw: np.ndarray | None,
+        reason: tuple[str, str | None] | None,
     ) -> dict[str, Any]:
         common = {key: row[key] for key in ("image_id", "height", "width", "status", "error")} | {"uri": record.uri}
         if row["status"] not in READABLE:
-            return common | {"panoptic": None, "segments": [], "hidden_instances": 0}
+            return common | NO_LABEL
         height, width = row["height"], row["width"]
+        if semantic_hw is None and reason is not None:
+            return common | {"status": reason[0], "error": reason[1]} | NO_LABEL
+        if semantic_hw is not None and semantic_hw.shape != (height, width):
+            said = _replaced((height, width), semantic_hw.shape)
+            return common | {"status": str(Status.CHANGED), "error": said} | NO_LABEL
         masks = [decode_rle(counts, height, width) for counts in row["rle"]]
         labels = merge_panoptic(
             np.stack(masks) if masks else np.zeros((0, height, width), bool),
@@ -72,6 +94,14 @@ class PanopticWorker:
             "segments": [asdict(segment) for segment in labels.segments],
             "hidden_instances": labels.hidden,
         }
+
+
+def _replaced(first: tuple[int, ...], second: tuple[int, ...]) -> str:
+    """Sizes are (height, width)."""
+    return (
+        f"the photo was replaced between the stages: {first[1]} x {first[0]} pixels when its masks were found, "
+        f"{second[1]} x {second[0]} when its class map was made; u2label run --extend or --retry changed does it again"
+    )
 
 
 def nearest_categories(

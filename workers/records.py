@@ -7,8 +7,9 @@ boxes are xyxy in pixels (x1 and y1 exclusive), masks are COCO RLE counts at the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import pyarrow as pa
 
@@ -16,7 +17,7 @@ SCHEMA_VERSION = 1
 
 
 class Status(StrEnum):
-    """What became of one image. `error` says why in words when the image is at fault: the last six."""
+    """What became of one image. `error` says why in words when the image is at fault: the last seven."""
 
     OK = "ok"
     NO_MASKS = "no_masks"  # readable, but no instance was found
@@ -27,6 +28,7 @@ class Status(StrEnum):
     TOO_LARGE = "too_large"  # more pixels than decode.max_pixels; never decoded
     TOO_SMALL = "too_small"  # a side below decode.min_side
     CRASHED = "crashed"  # it killed the worker that looked at it, again and again
+    CHANGED = "changed"  # two stages saw different photos under its name
 
 
 READABLE = frozenset({Status.OK, Status.NO_MASKS})
@@ -37,13 +39,23 @@ class ImageRecord:
     """Where the encoded bytes of one image lie.
 
     `image_id` is its path inside the source (a tar member: the tar's path, a slash, the member's name).
-    `offset` and `length` are bytes in `uri`; in a Parquet source `offset` is the row number and `length` is -1.
+    `offset` and `length` are bytes in `uri`; in a Parquet source `offset` is the row number and `length` is -1
+    (`PARQUET_ROW`), of a sparse member of a tar `offset` is that of its header and `length` is -2 (`SPARSE_MEMBER`),
+    and a manifest's photos have the length 0. `keys`: the values of a manifest's key columns, while it is listed.
+    `version` is what the store told of the file when it was listed, empty where it told nothing; `GONE` of a photo that
+    the source does not have any more.
     """
 
     image_id: str
     uri: str
     offset: int
     length: int
+    keys: tuple[Any, ...] = ()
+    version: str = field(default="", compare=False)
+
+
+GONE = "gone"
+PARQUET_ROW, SPARSE_MEMBER = -1, -2
 
 
 INDEX_SCHEMA = pa.schema(
@@ -53,6 +65,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("length", pa.int64(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
+        pa.field("version", pa.string()),
     ]
 )
 
@@ -182,6 +195,28 @@ PREDICTIONS_SCHEMA = pa.schema(
         pa.field("category", pa.list_(pa.int32()), nullable=False),
     ]
 )
+
+# Names that a column of some part or of the index has, or a field of COCO's images; a key column of a manifest must
+# have another.
+PART_COLUMNS = frozenset({"id", "file_name"}) | frozenset(
+    name
+    for schema in (
+        INDEX_SCHEMA,
+        instances_schema(1, nested=True),
+        FEATURES_SCHEMA,
+        segments_schema(1),
+        patches_schema(1),
+        PREDICTIONS_SCHEMA,
+    )
+    for name in schema.names
+)
+
+
+def with_columns(table: pa.Table, others: pa.Table) -> pa.Table:
+    """The table with the columns of another of as many rows behind its own."""
+    for described, column in zip(others.schema, others.columns, strict=True):
+        table = table.append_column(described, column)
+    return table
 
 
 def with_metadata(table: pa.Table, metadata: Mapping[str, str]) -> pa.Table:

@@ -59,6 +59,17 @@ def run(
     reindex: Annotated[
         bool, typer.Option(help="List the source again; if it has changed, every stage is computed for the new list.")
     ] = False,
+    extend: Annotated[
+        bool, typer.Option(help="List the source again and do what is new, was replaced or is gone, and nothing else.")
+    ] = False,
+    prune: Annotated[bool, typer.Option(help="As --extend, and drop the rows of photos that are gone.")] = False,
+    refit: Annotated[
+        bool, typer.Option(help="Fit anew what was fitted to other or fewer parts; classes get other numbers.")
+    ] = False,
+    retry: Annotated[
+        str | None,
+        typer.Option(help="Do the shards with such rows again: statuses, comma-separated, such as missing,crashed."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Do everything that is not done yet. The same command continues after any interruption."""
@@ -67,12 +78,24 @@ def run(
         from pipeline.operations.status import print_status, status_of
 
         loaded = load(config, overrides)
-        chosen = tuple(name.strip() for name in stages.split(",")) if stages else None
         summary = run_stages(
-            loaded, stages=chosen, address=address, max_failed_fraction=max_failed_fraction, reindex=reindex
+            loaded,
+            stages=_listed(stages) if stages else None,
+            address=address,
+            max_failed_fraction=max_failed_fraction,
+            reindex=reindex,
+            extend=extend,
+            prune=prune,
+            refit=refit,
+            retry=_listed(retry or ""),
         )
         status = status_of(summary.run)
         answer(status, as_json, lambda: print_status(status))
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """The entries of a comma-separated list."""
+    return tuple(entry for part in text.split(",") if (entry := part.strip()))
 
 
 @app.command()
@@ -89,9 +112,9 @@ def status(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
 def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """What a run would do, how long and how big, from the rates measured so far. Starts nothing."""
     with user_errors(as_json):
-        from pipeline.operations.status import plan_of, print_plan, run_status
+        from pipeline.operations.status import plan_of, planned_status, print_plan
 
-        status = run_status(load(config, overrides))
+        status = planned_status(load(config, overrides))
         answer(plan_of(status), as_json, lambda: print_plan(status))
 
 
@@ -105,10 +128,10 @@ def report(
 ) -> None:
     """One self-contained HTML file: counts, seconds by phase, photos with their masks, clusters."""
     with user_errors(as_json):
-        from pipeline.report.write import write_report
+        from pipeline.report.write import left_out, write_report
 
         written = write_report(run_or_config, output, max_photos=photos, max_clusters=clusters)
-        answer({"report": written}, as_json, lambda: print(written))
+        answer({"report": written, "left_out": left_out(run_or_config)}, as_json, lambda: print(written))
 
 
 @app.command()

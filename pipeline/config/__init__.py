@@ -174,7 +174,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section")
         data = child
     try:
-        value = yaml.safe_load(text)
+        value = text if text.startswith("*") else yaml.safe_load(text)  # a pattern, which YAML takes for an alias
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value: {error}") from error
     plain = isinstance(value, str) and text.strip()[:1] not in {"'", '"'}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from model.backbone.names import BACKBONES
 from pipeline.config.section import Section, Uri, Weights
@@ -24,12 +24,39 @@ def _known_backbone(name: str) -> str:
 BackboneName = Annotated[str, AfterValidator(_known_backbone)]
 
 
+def _pattern(pattern: str) -> str:
+    from pathspec import GitIgnoreSpec
+
+    try:
+        if len(GitIgnoreSpec.from_lines([pattern])) and not pattern.startswith(("#", "!")) and pattern.strip():
+            return pattern
+    except ValueError:
+        pass
+    raise ValueError("is no pattern of a path, such as train/*.jpg, *_mask.png or drafts/ (as in a .gitignore)")
+
+
+def _listed(patterns: Any) -> Any:
+    """One pattern, as `--set source.include=train/` gives it, is a list of one."""
+    return (patterns,) if isinstance(patterns, str) else patterns
+
+
+Patterns = Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], BeforeValidator(_listed)]
+
+
 class SourceConfig(Section):
-    uri: Uri  # a folder, one tar or Parquet file, or s3://bucket/prefix
-    format: Literal["auto", "folder", "tar", "parquet"] = "auto"
+    uri: Uri  # a folder, one tar or Parquet file, a manifest (Parquet, CSV, JSON lines), or s3://bucket/prefix
+    format: Literal["auto", "folder", "tar", "parquet", "manifest"] = "auto"
     shard_size: int = Field(256, ge=1)  # images a part; what is lost when a worker dies is at most one shard
     image_column: str = "image"  # Parquet only: bytes, or a struct with a field `bytes`
     anonymous: bool = False  # read a public bucket without credentials; the run folder keeps those of the user
+    # Patterns as in a .gitignore, on the path inside the source: photos that are taken (all, when there are none), and
+    # those that are not all the same.
+    include: Patterns = ()
+    exclude: Patterns = ()
+    limit: int | None = Field(None, ge=1)  # for a first look: so many of the photos, drawn with `seed`
+    seed: int = Field(0, ge=0)
+    label_maps: bool = False  # take one-channel PNGs that have a photo of their name for photos too
+    uri_column: str = "uri"  # of a manifest: the places of the photos; all other columns are keys
 
 
 class RunConfig(Section):

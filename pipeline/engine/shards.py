@@ -7,8 +7,10 @@ object runs without Ray (`InstanceShards(job).run(7)`), which is how tests and b
 from __future__ import annotations
 
 import collections
+import hashlib
 import io
 import itertools
+import json
 import math
 import resource
 import socket
@@ -26,14 +28,15 @@ import pyarrow.parquet as pq
 
 from pipeline.config import Config
 from pipeline.engine.attempts import Attempts
+from pipeline.engine.done import CONTENT, DIGITS, MADE_OF, identities_of_artifacts, made_of
 from pipeline.engine.receipts import Receipt
 from pipeline.engine.stage import Stage
-from pipeline.sources.fetch import load_photo
+from pipeline.sources.fetch import UNREACHED, load_photo
 from pipeline.sources.index import Index, open_index
 from pipeline.store import storage
 from pipeline.store.weights import local_weights
 from workers.phases import Phases
-from workers.records import ImageRecord, Status, with_metadata
+from workers.records import ImageRecord, Status, with_columns, with_metadata
 
 if TYPE_CHECKING:
     from workers.images import LoadedImage
@@ -72,6 +75,7 @@ class ShardActor(ABC):
             if attempt.given_up:
                 raise RuntimeError(attempt.given_up)
             self.index = open_index(job.index_folder)
+            self._artifacts = identities_of_artifacts(job.stage)
             self.setup()
 
     @abstractmethod
@@ -114,27 +118,40 @@ class ShardActor(ABC):
         )
 
     def _write(self, shard: int, phases: Phases) -> dict[str, Any]:
+        parts = [used for used in self.job.stage.reads if used.kind == "shard"]
+        inputs = made_of(self.job.stage, shard, self._artifacts, parts)  # as they are before they are read
         table = self.process(shard, phases)
         wanted = self.job.schema
         if wanted is not None and not table.schema.equals(wanted):
             raise TypeError(f"{self.job.stage.name} made a table of {table.schema}, not of its schema {wanted}")
+        if self.index.format == "manifest":
+            table = with_columns(_without_secrets(table), self.index.key_table(shard))
         with phases("write"):
-            stream = io.BytesIO()
-            pq.write_table(with_metadata(table, self.job.metadata), stream, compression="zstd")
-            storage.write_bytes(self.job.stage.part(shard), stream.getvalue())
+            part = _encode(table, self.job.metadata | {MADE_OF: json.dumps(inputs)})
+            storage.write_bytes(self.job.stage.part(shard), part)
         rows = collections.Counter(table["status"].to_pylist())
         instances = sum(len(entries) for entries in table["rle"].to_pylist()) if "rle" in table.column_names else 0
         return {
             "ok": True,
             "rows": dict(rows),
             "instances": instances,
-            "bytes": stream.tell(),
+            "bytes": len(part),
             "pixels": self.pixels(table),
         }
 
     def pixels(self, table: pa.Table) -> dict[str, int]:
         """Pixels by what they became, for stages that decide it."""
         return {}
+
+
+def _encode(table: pa.Table, metadata: dict[str, str]) -> bytes:
+    """A part with its metadata, to which a checksum of its pages is added."""
+    table = with_metadata(table, metadata)
+    stream = io.BytesIO()
+    with pq.ParquetWriter(stream, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({f"u2label.{CONTENT}": hashlib.sha256(stream.getbuffer()).hexdigest()[:DIGITS]})
+    return stream.getvalue()
 
 
 class PhotoShards(ShardActor):
@@ -206,10 +223,20 @@ class PhotoShards(ShardActor):
         return load_photo(self._fetcher, record, self._limits)
 
 
+def _without_secrets(table: pa.Table) -> pa.Table:
+    """The table with the places of photos as they may be shown: URLs may be signed."""
+    if "uri" not in table.column_names:
+        return table
+    place = table.schema.get_field_index("uri")
+    shown = pa.array([storage.redact(uri) for uri in table["uri"].to_pylist()], pa.string())
+    return table.set_column(place, table.schema.field(place), shown)
+
+
 def _unless_source_is_away(table: pa.Table, index: Index) -> pa.Table:
     """The table, unless photos are missing for a reason that is not theirs: rows would say so for good.
 
-    PermissionError: each of several photos was refused. FileNotFoundError: there is nothing at all at the source.
+    PermissionError: each of several photos was refused. ConnectionError: no web server of several was reached.
+    FileNotFoundError: there is nothing at all at the source.
     """
     rows = zip(table["status"].to_pylist(), table["error"].to_pylist(), strict=True)
     errors = [error for status, error in rows if status == Status.MISSING.value]
@@ -219,6 +246,11 @@ def _unless_source_is_away(table: pa.Table, index: Index) -> pa.Table:
         raise PermissionError(
             f"all {len(errors)} photos were refused, the first by {errors[0]}; give the workers access to the source "
             "and run again"
+        )
+    if 1 < len(errors) == len(table) and all(UNREACHED in error for error in errors):
+        raise ConnectionError(
+            f"none of the servers of {len(errors)} photos was reached, the first by {errors[0]}; run again when this "
+            "machine reaches the network"
         )
     if not index.source_answers():
         raise FileNotFoundError(

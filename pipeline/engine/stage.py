@@ -1,7 +1,8 @@
-"""A stage of a run as the engine knows it: its folder, its parts, and what of it is done.
+"""A stage of a run as the engine knows it: its folder, its parts, its inputs.
 
-`<run>/<stage>/<fingerprint>/` holds the parts of a shard stage or the artifact of a fit stage; what is there and whole
-is the record of what is done. What a stage does, and what its fingerprint covers, is said in `pipeline.stages`.
+`<run>/<stage>/<fingerprint>/` holds the parts of a shard stage or the artifact of a fit stage; what is there, whole and
+made of its inputs as they are is the record of what is done (`pipeline.engine.done`). What a stage does, and what its
+fingerprint covers, is said in `pipeline.stages`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.config import Config
+from pipeline.sources.index import Index
 from pipeline.store import storage
 
 ARTIFACT = "artifact.json"  # written last: an artifact folder that has it is complete
 PART = re.compile(r"part-(\d{5,})\.parquet")
-PAGE = 1000  # parts that a bucket lists in one answer
+FIRST_KEYS = frozenset({"uri", "format", "shard_size", "image_column"})  # of the section `source`
 
 Kind = Literal["shard", "fit"]
 
@@ -31,8 +34,14 @@ class Stage:
     fingerprint: str
     folder: str
     shards: int
-    inputs: tuple[str, ...] = ()  # the stages it reads
+    reads: tuple[Stage, ...] = ()
     images: int | None = None  # photos that all its shards together look at; None where that is not known
+    index: Index | None = field(default=None, compare=False, repr=False)  # of the photos; None: they are not looked at
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the stages it reads."""
+        return tuple(used.name for used in self.reads)
 
     def part(self, shard: int) -> str:
         return storage.join(self.folder, part_name(shard))
@@ -40,44 +49,26 @@ class Stage:
     def parts(self) -> list[str]:
         return [self.part(shard) for shard in range(self.shards)]
 
+    def with_inputs(self) -> Iterator[Stage]:
+        """All that it is made of, in the order of their making, and itself; some may come again."""
+        for used in self.reads:
+            yield from used.with_inputs()
+        yield self
+
 
 def part_name(shard: int) -> str:
     return f"part-{shard:05d}.parquet"
 
 
-def done_shards(stage: Stage) -> set[int]:
-    """The shards whose part is there and whole. A local part that was cut short does not count."""
-    cuts = [part_name(shard) for shard in range(PAGE - 1, stage.shards - 1, PAGE)]
-    return {
-        int(found[1])
-        for name, size in storage.list_folder(stage.folder, cuts=cuts).items()
-        if (found := PART.fullmatch(name)) and _whole(storage.join(stage.folder, name), size)
-    }
-
-
-def is_fitted(stage: Stage) -> bool:
-    return storage.exists(storage.join(stage.folder, ARTIFACT))
-
-
-def pending_shards(stage: Stage) -> list[int]:
-    """What is left to do; a fit is one shard, number 0."""
-    if stage.kind == "fit":
-        return [] if is_fitted(stage) else [0]
-    done = done_shards(stage)
-    return [shard for shard in range(stage.shards) if shard not in done]
-
-
 def index_folder(config: Config) -> str:
-    """Where the index of the config's source lies, by the source section alone."""
-    source = config.source.model_dump(exclude=None if config.source.anonymous else {"anonymous"})
-    return storage.join(config.run.uri, "index", digest(source))
+    """Where the index of the config's source lies, by the source section alone: by the keys of version 0.1, and those
+    of later ones that say something."""
+    source = config.source
+    later = [(name, field.default) for name, field in type(source).model_fields.items() if name not in FIRST_KEYS]
+    unsaid = {name for name, default in later if getattr(source, name) == default}
+    return storage.join(config.run.uri, "index", digest(source.model_dump(mode="json", exclude=unsaid)))
 
 
 def digest(content: Any) -> str:
     """12 hexadecimal digits that tell this plain data from any other."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _whole(uri: str, size: int) -> bool:
-    """An object is put whole or not at all; a local file may have lost its end with the power."""
-    return size > 8 and (storage.is_remote(uri) or storage.read_bytes(uri, size - 4, 4) == b"PAR1")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from pipeline.engine.done import Look
 from pipeline.engine.fit_progress import read_progress
 from pipeline.engine.receipts import Receipt, add_up, read_receipts
-from pipeline.engine.stage import Stage, done_shards, is_fitted
+from pipeline.engine.stage import Stage
 from pipeline.store import storage
 
 
@@ -38,7 +39,7 @@ class StageStatus:
 def receipts_of_parts(run_uri: str, stage: Stage) -> list[Receipt]:
     """A receipt of each finished shard: the one that its worker gave, else one that the part itself tells."""
     told = {r.shard: r for r in read_receipts(run_uri, stage.name, stage.fingerprint) if r.ok}
-    return [told.get(shard) or _receipt_of_part(stage, shard) for shard in sorted(done_shards(stage))]
+    return [told.get(shard) or _receipt_of_part(stage, shard) for shard in sorted(Look([stage]).usable(stage))]
 
 
 def _receipt_of_part(stage: Stage, shard: int) -> Receipt:
@@ -48,13 +49,10 @@ def _receipt_of_part(stage: Stage, shard: int) -> Receipt:
     return Receipt(stage.name, stage.fingerprint, shard, ok=True, wall_s=0.0, rows=dict(rows))
 
 
-def stage_status(run_uri: str, stage: Stage, listed: Sequence[str] | None = None) -> StageStatus:
-    """One stage of the run folder, from its listing and its receipts; `listed` as of `read_receipts`."""
+def stage_status(run_uri: str, stage: Stage, done: Collection[int], listed: Sequence[str] | None = None) -> StageStatus:
+    """One stage of the run folder, from what of it is done and its receipts; `listed` as of `read_receipts`."""
     receipts = read_receipts(run_uri, stage.name, stage.fingerprint, listed=listed)
-    if stage.kind == "fit":
-        done, shards = {0} if is_fitted(stage) else set(), 1
-    else:
-        done, shards = done_shards(stage), stage.shards
+    shards = 1 if stage.kind == "fit" else stage.shards
     good = [receipt for receipt in receipts if receipt.ok and receipt.shard in done]
     measured = good or [
         r for r in read_receipts(run_uri, stage.name, listed=listed) if r.ok

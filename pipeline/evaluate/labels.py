@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import ConfigError
-from pipeline.sources.names import image_stem
+from pipeline.sources.names import comparable
 from pipeline.store import storage
 from workers.decode import BAD_DATA
 from workers.masks import open_png
@@ -132,7 +132,7 @@ class LabelFolder:
         self.table = table
         self._paths = _list_labels(uri)
         self._by_name: dict[str, list[str]] = defaultdict(list)
-        for stem in self._paths:
+        for stem in self._paths:  # in NFC, as `claim` asks
             self._by_name[posixpath.basename(stem)].append(stem)
         self._image_of: dict[str, str] = {}
 
@@ -144,7 +144,7 @@ class LabelFolder:
 
         ConfigError when several labels or several images would do.
         """
-        stem = image_stem(image_id)
+        stem = comparable(image_id)
         if stem not in self._paths:
             named = self._by_name.get(posixpath.basename(stem), [])
             if len(named) > 1:
@@ -214,7 +214,7 @@ def decode_label(data: bytes) -> NDArray[np.uint8]:
 
 
 def _list_labels(uri: str) -> dict[str, str]:
-    """Path without its ending -> path, of every PNG below the folder."""
+    """What images are compared by -> path, of every PNG below the folder."""
     try:
         files = list(storage.walk(uri))
     except storage.store_errors(uri) as error:
@@ -222,7 +222,7 @@ def _list_labels(uri: str) -> dict[str, str]:
             f"labels: cannot list {storage.redact(uri)!r}: {error}; give a folder of PNG files"
         ) from error
     paths = (file.path for file in files if file.path.lower().endswith(".png"))
-    labels = {posixpath.splitext(path)[0]: path for path in paths}
+    labels = {comparable(path): path for path in paths}
     if not labels:
         raise ConfigError(f"labels: no PNG below {storage.redact(uri)!r}; give a folder of PNG files of class ids")
     return labels

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.metrics.semantic import ConfusionCounts, one_to_one, score
+from pipeline.engine.done import is_fitted, usable_shards
 from pipeline.engine.shards import read_columns
-from pipeline.engine.stage import Stage, done_shards, is_fitted
+from pipeline.engine.stage import Stage
 from pipeline.evaluate.class_maps import Predictions
 from pipeline.evaluate.labels import IGNORED
 from pipeline.evaluate.results import mean_of_known, number
@@ -139,7 +140,7 @@ def _of_squares(
 
 
 def _parts(stage: Stage) -> list[str]:
-    return [stage.part(shard) for shard in sorted(done_shards(stage))]
+    return [stage.part(shard) for shard in sorted(usable_shards(stage))]
 
 
 def _scores(even: ConfusionCounts, odd: ConfusionCounts, other_half: bool) -> Scores:

@@ -14,6 +14,7 @@ the list of parts, from 1; a row that could not be read takes a place and is lef
 photo lies (`coco_url`), its image_id where that is not its `file_name`, and `exif_orientation` where the photo is
 turned: labels are of the upright photo. The annotations of panoptic JSON have an `id`, and the `category_id` 0, because
 pycocotools wants both; the classes are in `segments_info`, where a score is kept, which other readers ignore.
+The keys of a manifest are fields of the images.
 
 Instances are whole masks where the instances parts are given, as U2Seg trains on them, else what is visible.
 
@@ -181,6 +182,7 @@ class _Writer:
         """The entry of `images`, with the copy of the photo if there is to be one, and whether EXIF data turns it."""
         height, width = label.size
         entry: dict[str, Any] = {"id": label.number, "file_name": _file_name(label), "height": height, "width": width}
+        entry |= label.keys
         turned: bool | None = False
         if self._copies:
             photo = self._copies.of(label)

@@ -25,6 +25,8 @@ from pipeline.stages.parts import (
     find_parts,
     find_run_and_parts,
     image_of_row,
+    key_columns,
+    keys_of_row,
     parts_of_run,
     read_part_columns,
     shard_of,
@@ -58,7 +60,7 @@ class Labelled:
     name: a relative path without an ending that no other image has.
     image: id map and segments in the classes that are written; png: the id map encoded.
     masks: id of each thing -> (h, w) bool, whole or what is visible. hidden: instances without a visible pixel.
-    record: where the photo lies, where that is known.
+    record: where the photo lies, where that is known. keys: of a manifest, as JSON can hold them.
     """
 
     number: int
@@ -68,6 +70,7 @@ class Labelled:
     masks: Mapping[int, BoolArray]
     hidden: int
     record: ImageRecord | None
+    keys: Mapping[str, Any]
 
     @property
     def image_id(self) -> str:
@@ -157,7 +160,7 @@ class Labels:
 
     def _rows(self, number: int) -> Iterator[Row]:
         part = self.parts[number]
-        where, table = storage.redact(part), read_part_columns(part, LABEL_COLUMNS)
+        where, table = storage.redact(part), read_part_columns(part, LABEL_COLUMNS + key_columns(part))
         masks = None if self._whole is None else _same_images(self._whole[number], table["image_id"], where)
         records = None if self.run is None else _records(self.run, part, table["image_id"].to_pylist())
         for i in range(table.num_rows):
@@ -180,7 +183,7 @@ class Labels:
             masks, hidden = {number: image.ids == number for number in things}, 0
         else:
             masks, hidden = _whole_masks(image, things, entry.instances)
-        return Labelled(entry.number, entry.name, written, png, masks, hidden, entry.record)
+        return Labelled(entry.number, entry.name, written, png, masks, hidden, entry.record, keys_of_row(entry.row))
 
 
 def _usual_names(image_id: str) -> set[str]:

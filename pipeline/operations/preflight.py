@@ -10,6 +10,7 @@ import uuid
 from model.backbone import check_weights
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.sources.choice import choice_of
 from pipeline.sources.index import check_source
 from pipeline.stages.table import define_stages
 from pipeline.store import storage
@@ -25,7 +26,13 @@ def check_all(config: Config) -> None:
     check_run_folder(config.run.uri)
     source = config.source
     try:
-        check_source(source.uri, source.format, image_column=source.image_column, anonymous=source.anonymous)
+        check_source(
+            source.uri,
+            source.format,
+            image_column=source.image_column,
+            anonymous=source.anonymous,
+            choice=choice_of(config),
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
 

@@ -5,7 +5,6 @@ Running the same command again is the recovery: shards whose part is there are n
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 import time
@@ -16,15 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.config import Config
+from pipeline.engine.done import Look, pending_shards, record_fit_inputs
 from pipeline.engine.lease import run_lease
 from pipeline.engine.log import say
 from pipeline.engine.progress import StageProgress
 from pipeline.engine.receipts import Receipt, ReceiptLog
-from pipeline.engine.stage import Stage, index_folder, pending_shards
+from pipeline.engine.stage import ARTIFACT, Stage, index_folder
 from pipeline.engine.status import receipts_of_parts
 from pipeline.errors import ConfigError, StageFailed
 from pipeline.operations.preflight import check_all
-from pipeline.sources.index import Index, build_index, open_index
+from pipeline.operations.retry import remove_parts
+from pipeline.operations.source import Listing, open_source
+from pipeline.sources.index import Index
 from pipeline.stages.base import Definition, FitStage, Run, ShardStage
 from pipeline.stages.latest import LATEST, write_latest
 from pipeline.stages.run import resolve_run
@@ -58,8 +60,16 @@ def run(
     address: str | None = None,
     max_failed_fraction: float = 1.0,
     reindex: bool = False,
+    extend: bool = False,
+    prune: bool = False,
+    refit: bool = False,
+    retry: Collection[str] = (),
 ) -> RunSummary:
-    """Do everything that is pending of the named stages. ConfigError before work, StageFailed when shards failed."""
+    """Do everything that is pending of the named stages. ConfigError before work, StageFailed when shards failed.
+
+    `reindex`, `extend`, `prune`: see `open_source`. `refit`: also the fits of which a part has changed or come since.
+    `retry`: also the shards with rows of these statuses.
+    """
     defined = define_stages(config)
     unknown = sorted(set(stages or ()) - set(defined))
     if unknown:
@@ -69,13 +79,17 @@ def run(
     with again, run_lease(config.run.uri), ExitStack() as connection:
         for folder in (config.run.uri, storage.join(config.run.uri, "receipts"), index_folder(config)):
             storage.remove_litter(folder)  # the lease says that nobody is writing
-        summary = RunSummary(_resolve(config, _index(config, reindex)))
+        index = open_source(config, reindex=reindex, extend=extend, prune=prune)
+        listing = Listing(config, index)
+        summary = RunSummary(_resolve(config, index))
         this = summary.run
+        listing.tell()
+        remove_parts(this, retry)
         _foresee(this, stages)
         for name, stage in this.stages.items():
             if stages is not None and name not in stages:
                 continue
-            pending = pending_shards(stage)
+            pending = _pending(stage, refit)
             say(_opening(stage, len(pending)), stage=name, fingerprint=stage.fingerprint)
             if pending:
                 _require_inputs(stage, this)
@@ -87,7 +101,28 @@ def run(
             _require_content(this.definitions[name], stage, this)
             summary.computed[name] = len(pending)
         _write_latest(this)
+        listing.tell(last=True)
     return summary
+
+
+def _pending(stage: Stage, refit: bool) -> list[int]:
+    """The shards of a stage that are to be done. An artifact that is to be made again is removed: nothing of it is gone
+    on from."""
+    look = Look([stage])
+    pending = look.pending(stage)
+    if stage.kind == "shard":
+        return pending
+    changes = look.changes(stage)
+    if pending or (refit and changes.any):
+        if storage.exists(storage.join(stage.folder, ARTIFACT)):
+            storage.remove_folder(stage.folder)
+        return [0]
+    if changes.any:
+        say(
+            f"{stage.name}: kept, though of the {changes.known} parts that it was made of {changes.changed} are others "
+            f"now, and {changes.added} came since; --refit makes it again"
+        )
+    return []
 
 
 def _foresee(run: Run, stages: Collection[str] | None) -> None:
@@ -108,30 +143,6 @@ def _resolve(config: Config, index: Index) -> Run:
         return resolve_run(config, index)
     except errors as error:
         raise ConfigError(str(error)) from error
-
-
-def _index(config: Config, reindex: bool) -> Index:
-    """The index of the source, made the first time (or again, when the source has changed)."""
-    folder = index_folder(config)
-    if not reindex:
-        with contextlib.suppress(FileNotFoundError):
-            return open_index(folder)
-    say(f"index: listing {storage.redact(config.source.uri)}")
-    source = config.source
-    errors: tuple[type[Exception], ...] = (*storage.store_errors(source.uri), ValueError)
-    try:
-        index = build_index(
-            folder,
-            source.uri,
-            source.format,
-            shard_size=source.shard_size,
-            image_column=source.image_column,
-            anonymous=source.anonymous,
-        )
-    except errors as error:
-        raise ConfigError(str(error)) from error
-    say(f"index: {index.images} images in {index.shards} shards; left out: {index.ignored}")
-    return index
 
 
 def _require_content(definition: Definition, stage: Stage, run: Run) -> None:
@@ -160,7 +171,7 @@ def _opening(stage: Stage, pending: int) -> str:
 
 
 def _require_inputs(stage: Stage, run: Run) -> None:
-    for used in (run.stages[name] for name in stage.inputs):
+    for used in stage.reads:
         missing = len(pending_shards(used))
         if missing:
             lacking = "which is not fitted" if used.kind == "fit" else f"{missing} shards of which are missing"
@@ -217,6 +228,7 @@ def _fit(definition: FitStage, stage: Stage, run: Run) -> None:
     failures: tuple[type[Exception], ...] = (ValueError, RuntimeError, RayError, *storage.store_errors(run.uri))
     started = time.perf_counter()
     try:
+        record_fit_inputs(stage)
         said = definition.fit(run, stage)
     except failures as error:  # too little to fit to, workers that die again and again, a disk that is full
         message = storage.redact(str(error))

@@ -13,11 +13,13 @@ from pipeline.engine.log import stdout_console
 from pipeline.engine.receipts import list_receipts
 from pipeline.engine.status import StageStatus, stage_status
 from pipeline.errors import ConfigError
+from pipeline.operations.source import Listing, describe_listing
 from pipeline.stages.base import Run
 from pipeline.stages.run import find_run
 from pipeline.stages.table import faults
 from pipeline.store import storage
 
+PLAN_PATIENCE_S = 20.0  # that `plan` waits for the listing of the source
 AT_A_TIME = 8  # stages that are looked at
 
 
@@ -33,6 +35,8 @@ class RunStatus:
     stages: list[StageStatus]
     most_workers: int  # the most
     faults: list[str] = field(default_factory=list)  # what is bound to fail of what is left to do
+    listing: str = ""  # how the source differs from its index, in words
+    left_out: dict[str, int] = field(default_factory=dict)  # files of the source that were not taken, by the reason
 
 
 def run_status(config: Config) -> RunStatus:
@@ -42,14 +46,35 @@ def run_status(config: Config) -> RunStatus:
         return _not_begun(config) if run is None else status_of(run)
 
 
+def planned_status(config: Config) -> RunStatus:
+    """As `run_status`, and how the source differs from its index, where its listing takes no more than a moment."""
+    with storage.failures_as(ConfigError, config.run.uri, "give access to run.uri, or ask again when it answers"):
+        run = find_run(config)
+        if run is None:
+            return _not_begun(config)
+        listing = Listing(config, run.index)
+        return replace(status_of(run), listing=describe_listing(listing.wait(PLAN_PATIENCE_S)))
+
+
 def status_of(run: Run) -> RunStatus:
     """As `run_status`, of a run that is resolved. Errors as the store gives them."""
     config, listed = run.config, list_receipts(run.uri)
     with ThreadPoolExecutor(AT_A_TIME) as pool:  # a bucket is asked for all stages at once
-        stages = list(pool.map(lambda stage: stage_status(run.uri, stage, listed), run.stages.values()))
+        look = run.look
+        stages = list(
+            pool.map(lambda stage: stage_status(run.uri, stage, look.done(stage), listed), run.stages.values())
+        )
     left = [run.definitions[stage.stage] for stage in stages if stage.done < stage.shards]
     found = faults(left, config, run.index)
-    return replace(_not_begun(config), images=run.index.images, shards=run.index.shards, stages=stages, faults=found)
+    index = run.index
+    return replace(
+        _not_begun(config),
+        images=index.images,
+        shards=index.shards,
+        stages=stages,
+        faults=found,
+        left_out=index.ignored.reasons(),
+    )
 
 
 def _not_begun(config: Config) -> RunStatus:
@@ -66,6 +91,7 @@ def print_status(status: RunStatus) -> None:
     console.print(
         f"{status.run}: {status.images} images in {status.shards} shards from {status.source}", soft_wrap=True
     )
+    _print_left_out(status)
     columns = ("stage", "fingerprint", "done", "rows", "instances", "images/s a worker", "failed shards")
     table = Table(*(Column(name, no_wrap=name in {"stage", "fingerprint"}) for name in columns))
     for stage in status.stages:
@@ -87,6 +113,11 @@ def print_status(status: RunStatus) -> None:
             console.print(f"pixels of {stage.stage}: {shares}")
 
 
+def _print_left_out(status: RunStatus) -> None:
+    for reason, count in status.left_out.items():
+        stdout_console().print(f"left out: {count} {reason}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _state(fit: StageStatus) -> str:
     if fit.done:
         return "fitted" if fit.fit_seconds is None else f"fitted in {fit.fit_seconds:.0f} s"
@@ -97,7 +128,7 @@ def plan_of(status: RunStatus) -> dict[str, Any]:
     """What is left of each stage, with seconds and bytes where a rate was measured, as plain data."""
     steps = [asdict(_step(stage, status)) for stage in status.stages]
     plan = {"run": status.run, "source": status.source, "images": status.images, "steps": steps}
-    return plan | {"faults": status.faults}
+    return plan | {"faults": status.faults, "listing": status.listing, "left_out": status.left_out}
 
 
 def print_plan(status: RunStatus) -> None:
@@ -106,6 +137,7 @@ def print_plan(status: RunStatus) -> None:
     if status.images is None:
         console.print(f"index {status.source}, then every stage; nothing is measured yet", soft_wrap=True)
         return
+    _print_left_out(status)
     elastic = f" (up to {status.most_workers})" if status.most_workers > status.workers else ""
     table = Table("stage", "to do", "images", "time", "size", title=f"{status.workers} workers{elastic}")
     for stage, step in zip(status.stages, steps, strict=True):
@@ -118,6 +150,8 @@ def print_plan(status: RunStatus) -> None:
             "" if fit else "not measured" if step.bytes is None else f"{step.bytes / 2**20:.1f} MiB",
         )
     console.print(table)
+    if status.listing:
+        console.print(status.listing, markup=False, soft_wrap=True)
     for fault in status.faults:
         console.print(f"bound to fail: {fault}", markup=False, soft_wrap=True)
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 
 from pipeline.errors import ConfigError, StageFailed
 from pipeline.sources.fetch import Fetcher, load_photo
-from pipeline.sources.scan import IMAGE_EXTENSIONS, detect_format, image_id, scan
+from pipeline.sources.scan import detect_format, image_id, scan
 from pipeline.store import storage
 from workers.decode import DecodeLimits
+from workers.formats import IMAGE_EXTENSIONS
 from workers.images import LoadedImage
 from workers.records import ImageRecord
 

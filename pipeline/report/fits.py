@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.engine.stage import ARTIFACT, Stage, is_fitted
+from pipeline.engine.done import is_fitted
+from pipeline.engine.stage import ARTIFACT, Stage
 from pipeline.errors import ConfigError
 from pipeline.report import charts
 from pipeline.store import storage

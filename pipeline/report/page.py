@@ -9,7 +9,6 @@ import numpy as np
 
 from pipeline import __version__
 from pipeline.engine.receipts import add_histograms, read_receipts
-from pipeline.engine.stage import is_fitted
 from pipeline.engine.status import StageStatus, stage_status
 from pipeline.report import charts, rows
 from pipeline.report.clusters import ClusterFit, Clusters, describe_clusters, find_members
@@ -42,6 +41,7 @@ class Page:
     name: str
     uri: str
     source: str
+    left_out: dict[str, int]  # files of the source by why they were not taken
     config: str
     stages: list[StageStatus]
     counts: rows.RowCounts
@@ -63,7 +63,7 @@ class Page:
 
 def describe(run: Run, *, max_photos: int, max_clusters: int) -> Page:
     """Everything the page shows. Reads parts, receipts and the artifact, and fetches the photos it shows."""
-    statuses = [stage_status(run.uri, stage) for stage in run.stages.values()]
+    statuses = [stage_status(run.uri, stage, run.look.usable(stage)) for stage in run.stages.values()]
     counts = rows.count_rows(run.stages["instances"], run.done["instances"], statuses[0])
     places = rows.sample_images(run.index, run.done["instances"], max_photos)
     fit = ClusterFit.read(run) if run.fitted else None
@@ -79,6 +79,7 @@ def describe(run: Run, *, max_photos: int, max_clusters: int) -> Page:
         name=storage.redact(run.uri).rstrip("/").rsplit("/", 1)[-1],
         uri=storage.redact(run.uri),
         source=storage.redact(run.config.source.uri),
+        left_out=run.index.ignored.reasons(),
         config=storage.redact(run.config.to_yaml()),
         stages=statuses,
         counts=counts,
@@ -171,7 +172,7 @@ def _missing(run: Run) -> list[str]:
     for name, stage in run.stages.items():
         shards = run.done.get(name)
         if shards is None:
-            texts += [] if is_fitted(stage) else [name]
+            texts += [] if run.look.usable(stage) else [name]
         elif len(shards) < run.index.shards:
             there = f" ({len(shards):,} of {run.index.shards:,} shards are there)" if shards else ""
             texts.append(f"{name}{there}")

@@ -144,8 +144,7 @@ def _add_part(counts: RowCounts, table: pa.Table) -> None:
 def sample_images(index: Index, done: Collection[int], wanted: int) -> list[tuple[int, int]]:
     """(shard, row) of up to `wanted` images, evenly spaced over the images of the finished shards."""
     shards = np.array(sorted(done), np.int64)
-    last = index.images - (index.shards - 1) * index.shard_size
-    ends = np.cumsum(np.where(shards == index.shards - 1, last, index.shard_size))
+    ends = np.cumsum([index.size(shard) for shard in shards.tolist()])
     positions = spread(int(ends[-1]), wanted)
     places = np.searchsorted(ends, positions, side="right").tolist()
     starts = [0, *ends.tolist()]

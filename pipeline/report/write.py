@@ -42,6 +42,11 @@ def write_report(run_or_config: str, output: str | None, *, max_photos: int = 48
     return storage.redact(target)
 
 
+def left_out(run_or_config: str) -> dict[str, int]:
+    """The files of the run's source that were not taken, by the reason. Errors as of `write_report`."""
+    return open_run(run_or_config).index.ignored.reasons()
+
+
 def render(page: Page) -> str:
     """The page as HTML. Everything is escaped; the template marks nothing as safe."""
     environment = jinja2.Environment(

@@ -6,20 +6,22 @@ Parquet file (`parquet_rows`) is here too, so that indexing and reading agree on
 
 from __future__ import annotations
 
+import posixpath
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.sources.tars import read_sparse
 from pipeline.store import storage
-from pipeline.store.retries import status_and_code
+from pipeline.store.retries import BRIEF, PATIENT, status_and_code
 from workers.decode import DecodeError, DecodeLimits, decode_image
 from workers.images import LoadedImage
-from workers.records import ImageRecord, Status
+from workers.records import GONE, SPARSE_MEMBER, ImageRecord, Status
 
 FILES_OPEN = 2  # a shard may end in one Parquet file and go on in the next
 READ_AHEAD = 4 << 20  # bytes fetched at a time from a Parquet column, and held
@@ -27,6 +29,10 @@ BATCH_ROWS = 8  # rows decoded at a time from a Parquet column
 BATCHES_HELD = 10  # the window of decoded rows: more than a fetch pool runs ahead (workers.prefetch <= 64)
 # S3 error codes that speak of one object; every other refusal is about the store, the network or the credentials.
 OBJECT_ERRORS = frozenset({"AccessDenied", "403", "InvalidObjectState", "InvalidRange", "416"})
+
+
+WEB = ("http://", "https://")
+UNREACHED = "no answer"  # in the error of a photo whose web server gave none
 
 
 class UnreadableRow(OSError):
@@ -46,10 +52,14 @@ class Fetcher:
 
     def fetch(self, record: ImageRecord) -> bytes:
         """The encoded image; empty for an empty file or a null. `fetch_status` judges what the store raises."""
+        if record.version == GONE:
+            raise FileNotFoundError("the source does not have it any more; --prune drops its row")
+        if record.length == SPARSE_MEMBER:
+            return read_sparse(record.uri, record.offset, anonymous=self._anonymous)
         if record.length < 0:
             return self._parquet_file(record.uri).read(record.offset)
         if record.offset == 0:  # a tar's members lie behind a header, so this is a file of its own
-            return storage.read_bytes(record.uri, anonymous=self._anonymous)
+            return read_whole(record.uri, anonymous=self._anonymous)
         return storage.read_bytes(record.uri, record.offset, record.length, anonymous=self._anonymous)
 
     def fetch_head(self, record: ImageRecord, length: int) -> bytes:
@@ -73,7 +83,10 @@ class Fetcher:
         Raises `error` itself when it is not about this one image (no network, expired credentials, a full file table):
         the shard must fail and be run again, for rows written during an outage would stand for good.
         """
-        code = status_and_code(error)[1]
+        status, code = status_and_code(error)
+        if record.uri.startswith(WEB):  # of many servers one that is down says nothing of the others
+            away = "" if status or isinstance(error, FileNotFoundError) else f"{UNREACHED}: "
+            return Status.MISSING, storage.redact(f"{record.uri}: {away}{type(error).__name__}: {error}")
         gone = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | UnreadableRow)
         forbidden = isinstance(error, PermissionError) and not code
         short = type(error) is OSError and error.errno is None  # storage.read_bytes
@@ -94,6 +107,11 @@ def load_photo(fetcher: Fetcher, record: ImageRecord, limits: DecodeLimits) -> L
     return LoadedImage(record.image_id, None, status, message)
 
 
+def read_whole(uri: str, *, anonymous: bool) -> bytes:
+    """The bytes of a file. A server of the web is not waited for as long as one's own store."""
+    return storage.read_bytes(uri, anonymous=anonymous, retry=BRIEF if uri.startswith(WEB) else PATIENT)
+
+
 class ParquetRows:
     """The values of one image column of a file by row number.
 
@@ -103,11 +121,12 @@ class ParquetRows:
 
     def __init__(self, uri: str, column: str, *, anonymous: bool = False) -> None:
         """Opens the file. UnreadableRow when it is not the Parquet file any more that was indexed."""
+        self._uri, self._anonymous = uri, anonymous
         self._lock = threading.Lock()
         source = storage.open_input(uri, block_size=0, anonymous=anonymous)
         try:
             self._file = pq.ParquetFile(source, buffer_size=READ_AHEAD, pre_buffer=False)
-            self._leaf = image_leaf(uri, self._file.schema_arrow, column)
+            self._leaves = image_leaves(uri, self._file.schema_arrow, column)
         except ValueError as error:  # ArrowInvalid is one too
             raise UnreadableRow(str(error)) from error
         footer = self._file.metadata
@@ -119,7 +138,16 @@ class ParquetRows:
         self._next = self._group_end = 0
 
     def read(self, row: int) -> bytes:
-        """The bytes of a row, empty for a null. UnreadableRow, and what the store raises."""
+        """The bytes of a row, or of the file that its path names where it has none; empty for a null. UnreadableRow,
+        and what the store raises."""
+        value = self._value(row)
+        if not isinstance(value, dict):
+            return value or b""
+        if value["bytes"] is None and value.get("path"):
+            return read_beside(self._uri, value["path"], row, anonymous=self._anonymous)
+        return value["bytes"] or b""
+
+    def _value(self, row: int) -> Any:
         with self._lock:
             if row in self._unreadable:
                 raise UnreadableRow(f"row {row} lies in a page that cannot be decoded")
@@ -131,12 +159,12 @@ class ParquetRows:
             while row >= self._next:
                 self._decode_batch()
             start, values = next((start, values) for start, values in reversed(self._window) if start <= row)
-            return values[row - start].as_py() or b""
+            return values[row - start].as_py()
 
     def _enter(self, group: int) -> None:
         # One group at a time: a reader of several looks ahead, and a broken group would cost the one before it.
         self._next, self._group_end = int(self._starts[group]), int(self._starts[group + 1])
-        self._batches = self._file.iter_batches(BATCH_ROWS, row_groups=[group], columns=[self._leaf], use_threads=False)
+        self._batches = self._file.iter_batches(BATCH_ROWS, row_groups=[group], columns=self._leaves, use_threads=False)
 
     def _group_of(self, row: int) -> int:
         return int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -160,8 +188,6 @@ class ParquetRows:
                 raise
             first, self._unreadable, self._next = self._next, range(self._next, self._group_end), self._group_end
             raise UnreadableRow(f"the page of row {first} cannot be decoded: {str(error).strip()}") from error
-        if pa.types.is_struct(values.type):
-            values = pc.struct_field(values, "bytes")
         self._window.append((self._next, values))
         self._next += len(values)
 
@@ -171,8 +197,28 @@ def _is_arrows(error: OSError) -> bool:
     return type(error) is OSError and error.errno is None
 
 
-def image_leaf(uri: str, schema: pa.Schema, column: str) -> str:
-    """The dotted name of the Parquet column that holds the bytes: `column`, or its field `bytes` (Hugging Face).
+def read_beside(parquet: str, path: str, row: int, *, anonymous: bool) -> bytes:
+    """The file that a row without bytes names (Hugging Face): a URL, an absolute path, or one below the folder of the
+    Parquet file or the folder above. UnreadableRow when none is there."""
+    places = [path]
+    if not storage.is_remote(path) and not path.startswith("/"):
+        whole = parquet if storage.is_remote(parquet) else storage.filesystem(parquet)[1]
+        folder = posixpath.dirname(whole)
+        places = [storage.join(above, path) for above in (folder, posixpath.dirname(folder)) if ".." not in path]
+    for place in places:
+        try:
+            return read_whole(place if storage.is_remote(place) else storage.local_uri(place), anonymous=anonymous)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            continue
+    raise UnreadableRow(
+        f"row {row} has no bytes, and there is no {storage.redact(path)!r} beside {storage.redact(parquet)}: put the "
+        "files there, or write their bytes into the column"
+    )
+
+
+def image_leaves(uri: str, schema: pa.Schema, column: str) -> list[str]:
+    """The dotted names of the Parquet columns that hold the bytes: `column`, or its fields `bytes` and `path` (Hugging
+    Face).
 
     ValueError lists the columns when `column` is not one of them, or its type when that holds no bytes.
     """
@@ -180,11 +226,20 @@ def image_leaf(uri: str, schema: pa.Schema, column: str) -> str:
     if column not in schema.names:
         raise ValueError(f"source.image_column: {name} has no column '{column}', only {', '.join(schema.names)}")
     kind = schema.field(column).type
+    leaves = [column]
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        column, kind = f"{column}.bytes", kind.field("bytes").type
+        has_path = kind.get_field_index("path") >= 0 and pa.types.is_string(kind.field("path").type)
+        leaves = [f"{column}.bytes", *([f"{column}.path"] if has_path else [])]
+        kind = kind.field("bytes").type
+        if has_path and pa.types.is_null(kind):
+            return leaves
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)):
-        raise ValueError(f"source.image_column: '{column}' of {name} is {kind}; it must hold the bytes of image files")
-    return column
+        places = f"; of places of photos set source.format: manifest and source.uri_column: {column}"
+        raise ValueError(
+            f"source.image_column: '{leaves[0]}' of {name} is {kind}; it must hold the bytes of image files"
+            f"{places if pa.types.is_string(kind) else ''}"
+        )
+    return leaves
 
 
 def parquet_rows(uri: str, column: str, *, anonymous: bool = False) -> int:
@@ -194,5 +249,5 @@ def parquet_rows(uri: str, column: str, *, anonymous: bool = False) -> int:
             file = pq.ParquetFile(source)
         except pa.ArrowInvalid as error:
             raise ValueError(f"source.uri: {storage.redact(uri)} is not a whole Parquet file: {error}") from error
-        image_leaf(uri, file.schema_arrow, column)
+        image_leaves(uri, file.schema_arrow, column)
         return int(file.metadata.num_rows)

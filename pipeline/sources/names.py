@@ -1,7 +1,9 @@
-"""Which image is meant by a name: the one that is called so, or has the same path but for its ending (and dots, which
-names of copies have not), or else the only one of that name in any folder; and which names the files of an image get.
+"""Names of images: what they are called in a run, which is meant by a name from elsewhere, and what files get.
 
-A photo goes by many names: `train/0001.jpg` in a run, `0001.jpg` in COCO's JSON, `0001.png` in a folder of maps.
+A photo goes by many names: `train/0001.jpg` in a run, `0001.jpg` in COCO's JSON, `0001.png` in a folder of maps. A name
+means the image that is called so, or that of the same path but for its ending (and dots, which names of copies have
+not), or else the only image of that name in any folder. Names are compared in Unicode's form NFC, for a disk may give
+back `é` as two characters; they are kept as they are.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from pipeline.errors import ConfigError
-from pipeline.sources.scan import IMAGE_EXTENSIONS
+from workers.formats import IMAGE_EXTENSIONS
 
 SHOWN = 3
 LONGEST = 200  # bytes of a name in a path: a file system takes 255, with an ending and what is added while writing
 NUMBERED = re.compile(r"[#~]\d+$")  # a row of a Parquet file, or a member that comes again in a tar
 ENDINGS = IMAGE_EXTENSIONS | {".txt", ".json"}  # of files that are written beside names
+AMBIGUOUS = re.compile("[\udc80-\udcff]|%25|%[89A-F][0-9A-F]")
 
 
 class ImageNames:
@@ -30,21 +33,20 @@ class ImageNames:
         self._by_path: dict[str, list[str]] = defaultdict(list)
         self._by_path_without_dots: dict[str, list[str]] = defaultdict(list)
         self._by_name: dict[str, list[str]] = defaultdict(list)
-        self._names: set[str] = set()
+        self._by_whole: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            self._names.add(name)
-            self._by_path[image_stem(name)].append(name)
-            self._by_path_without_dots[without_dots(image_stem(name))].append(name)
-            self._by_name[posixpath.basename(image_stem(name))].append(name)
+            self._by_whole[unicodedata.normalize("NFC", name)].append(name)
+            self._by_path[comparable(name)].append(name)
+            self._by_path_without_dots[without_dots(comparable(name))].append(name)
+            self._by_name[posixpath.basename(comparable(name))].append(name)
         self.claimed: dict[str, str] = {}  # images that were claimed, and by which name
 
     def find(self, name: str) -> str | None:
-        """The image of `name`; None when there is none. ConfigError when several would do, and none is called so."""
-        if name in self._names:
-            return name
-        stem = image_stem(name)
+        """The image of `name`; None when there is none. ConfigError when several would do."""
+        stem = comparable(name)
         found = (
-            self._by_path.get(stem)
+            self._by_whole.get(unicodedata.normalize("NFC", name))
+            or self._by_path.get(stem)
             or self._by_path_without_dots.get(without_dots(stem))
             or self._by_name.get(posixpath.basename(stem), [])
         )
@@ -72,6 +74,11 @@ def require_inside(name: str, where: str) -> str:
     if name.startswith("/") or ".." in name.split("/"):
         raise ConfigError(f"{where}: the file name {name!r} leads out of its folder; rename the file, there too")
     return name
+
+
+def comparable(name: str) -> str:
+    """The path of an image without its ending, in NFC: equal for names that mean the same."""
+    return unicodedata.normalize("NFC", image_stem(name))
 
 
 def image_stem(name: str) -> str:
@@ -122,3 +129,10 @@ def _shortened(part: str) -> str:
     ending = posixpath.splitext(part)[1] if len(posixpath.splitext(part)[1]) < 10 else ""
     kept = encoded[: LONGEST - 20 - len(ending.encode())].decode(errors="ignore")
     return f"{kept}~{hashlib.sha256(encoded).hexdigest()[:12]}{ending}"
+
+
+def image_id(path: str) -> str:
+    """The path as a string of valid UTF-8 that no other path maps to (see `pipeline.sources.scan`)."""
+    if not AMBIGUOUS.search(path):
+        return path
+    return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", path.replace("%", "%25"))

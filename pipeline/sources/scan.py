@@ -1,7 +1,8 @@
-"""The images of a source: a folder tree, tar shards (WebDataset) or Parquet files with a column of image bytes.
+"""The images of a source: a folder tree, tar shards (WebDataset), Parquet files with a column of image bytes, or the
+places that a manifest lists (`pipeline.sources.manifest`).
 
 The source is local or `s3://`, and is listed in the byte order of its paths, a tar in the order of its members, from
-its headers alone. Nothing is left out in silence: `Ignored` counts what is not an image.
+its headers alone. Nothing is left out in silence: `Ignored` counts what is not taken.
 
 An `image_id` is the path inside the source: of a tar member `<tar>/<member>` (a name that comes again in the same tar
 gets `~2`, `~3`, ...), of a Parquet row `<file>#<row>`. Bytes that are not UTF-8 are percent-encoded in it, and so are
@@ -11,84 +12,90 @@ the percent signs of any name that could be mistaken for such a one; all other n
 from __future__ import annotations
 
 import posixpath
-import re
 import tarfile
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import IO, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
-from pipeline.sources.fetch import parquet_rows
+from pipeline.sources import label_maps, manifest
+from pipeline.sources.ahead import map_ahead
+from pipeline.sources.choice import Choice
+from pipeline.sources.fetch import Fetcher, parquet_rows
+from pipeline.sources.left_out import Ignored
+from pipeline.sources.names import image_id
+from pipeline.sources.own_folders import holder_of, own_folders
+from pipeline.sources.tars import COMPRESSED_TARS, tar_members
 from pipeline.store import storage
-from workers.records import ImageRecord
+from workers.formats import IMAGE_EXTENSIONS
+from workers.records import PARQUET_ROW, SPARSE_MEMBER, ImageRecord
 
-Format = Literal["folder", "tar", "parquet"]
-T = TypeVar("T")
-R = TypeVar("R")
+Format = Literal["folder", "tar", "parquet", "manifest"]
 
-IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # gz bz2 xz zst lz4
-COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 DETECT_FILES = 10_000  # files that `detect_format` looks at
 REMOTE_FILES = 16  # tars or Parquet files listed at the same time: each header waits for the network
-HEADER_BLOCK = 64 << 10  # bytes read from a remote tar at a time: small against a photo, large against a header
-PADDING_BLOCK = 1 << 20  # bytes read at a time behind the end marker of a tar; writers pad with a few KiB
-EXTENSIONS_COUNTED = 100
-AMBIGUOUS = re.compile("[\udc80-\udcff]|%25|%[89A-F][0-9A-F]")
+EVERYTHING = Choice(label_maps=True)
 
 
 class File(NamedTuple):
-    """A file of the source: its path inside it, where it is, its size in bytes."""
+    """A file of the source: its path inside it, where it is, its size in bytes, and what changes with them."""
 
     path: str
     uri: str
     size: int
     anonymous: bool
+    version: str
+
+    @property
+    def identity(self) -> str:
+        """Of the whole file, for the images inside it."""
+        return f"{self.size:x}-{self.version}"
 
 
 @dataclass
-class Ignored:
-    """What a scan did not take: files by extension, hidden files, and tar members that hold no bytes of their own."""
+class Listing:
+    """What of a source is listed, and how: `choice` of the photos, `maps` (digests of image_ids, of a folder) that are
+    label maps, and what is not taken, counted in `ignored`."""
 
-    extensions: dict[str, int] = field(default_factory=dict)
-    hidden: int = 0
-    special: int = 0  # links, devices and sparse files inside tars
+    choice: Choice
+    maps: Container[int]
+    ignored: Ignored
+    anonymous: bool
 
-    def count(self, path: str) -> None:
-        self._count(image_id(_extension(path)) or "(none)", 1)
-
-    def add(self, other: Ignored) -> None:
-        for extension, times in other.extensions.items():
-            self._count(extension, times)
-        self.hidden += other.hidden
-        self.special += other.special
-
-    def _count(self, extension: str, times: int) -> None:
-        if extension not in self.extensions and len(self.extensions) >= EXTENSIONS_COUNTED:
-            extension = "(other)"
-        self.extensions[extension] = self.extensions.get(extension, 0) + times
-
-    def __str__(self) -> str:
-        parts = [f"{count} {extension}" for extension, count in sorted(self.extensions.items())]
-        if self.hidden:
-            parts.append(f"{self.hidden} hidden")
-        if self.special:
-            parts.append(f"{self.special} links or devices")
-        return ", ".join(parts) or "nothing"
+    def takes(self, record: ImageRecord) -> bool:
+        """Whether the photo of a folder or tar is meant; counts it when it is not."""
+        if not self.choice.takes(record.image_id):
+            self.ignored.not_chosen += 1
+        elif self.maps and label_maps.digest(record.image_id) in self.maps:
+            self.ignored.label_maps += 1
+        else:
+            return True
+        return False
 
 
-def detect_format(uri: str, *, anonymous: bool = False) -> Format:
-    """The format of a source from the names of its first 10 000 files; of a single file from its name.
+def detect_format(
+    uri: str,
+    *,
+    image_column: str = "image",
+    uri_column: str = "uri",
+    anonymous: bool = False,
+    own: Sequence[str] = (),
+) -> Format:
+    """The format of a source from the names of its first 10 000 files, without those in `own` folders and in others
+    that a run or an export made; of a single file from its name, and of a Parquet file from its columns.
 
     ValueError when they speak for more than one format, or when there is no such place.
     """
-    kinds: Counter[Format] = Counter()
-    for file in islice(_files(uri, Ignored(), anonymous), DETECT_FILES):
-        if kind := _kind(file.path):
-            kinds[kind] += 1
+    columns = {"image_column": image_column, "uri_column": uri_column}
+    with naming_the_source(uri):
+        single = uri.lower().endswith(manifest.ENDINGS) and storage.file_size(uri, anonymous=anonymous) is not None
+        if single and manifest.is_manifest(uri, anonymous=anonymous, **columns):
+            return "manifest"
+    kinds = _kinds(_first_paths(uri, anonymous), own)
+    if len(kinds) > 1:
+        kinds = _kinds(_first_paths(uri, anonymous), (*own, *own_folders(_first_paths(uri, anonymous))))
     if len(kinds) > 1:
         found = ", ".join(f"{count} for {kind}" for kind, count in sorted(kinds.items()))
         raise ValueError(
@@ -96,6 +103,14 @@ def detect_format(uri: str, *, anonymous: bool = False) -> Format:
             "set it to folder, tar or parquet"
         )
     return next(iter(kinds)) if kinds else "folder"
+
+
+def _first_paths(uri: str, anonymous: bool) -> Iterator[str]:
+    return (file.path for file in islice(list_files(uri, Ignored(), anonymous), DETECT_FILES))
+
+
+def _kinds(paths: Iterable[str], own: Sequence[str]) -> Counter[Format]:
+    return Counter(kind for path in paths if (kind := _kind(path)) and holder_of(path, own) is None)
 
 
 def scan(
@@ -106,8 +121,13 @@ def scan(
     ignored: Ignored | None = None,
     threads: int = REMOTE_FILES,
     anonymous: bool = False,
+    choice: Choice = EVERYTHING,
+    maps: Container[int] = frozenset(),
+    only: Container[str] | None = None,
 ) -> Iterator[ImageRecord]:
-    """The images of a source in order, streaming; `ignored` counts what is not taken.
+    """The images of a source in order, streaming; `ignored` counts what is not taken, by `choice` or as one of the
+    label `maps` of a folder. Those of a tar are found here, when the choice leaves them out. `only`: of the files at
+    these places, which may be none.
 
     `threads`: remote tars and Parquet files listed at a time, each held whole in memory; with 1, and in a local source,
     records come one by one. ValueError names `source.uri` when there is no such place, no access or no image, and the
@@ -115,148 +135,146 @@ def scan(
     credentials, from a public bucket.
     """
     ignored = Ignored() if ignored is None else ignored
+    listing = Listing(choice, maps, ignored, anonymous)
     threads = threads if storage.is_remote(uri) else 1
-    kind = detect_format(uri, anonymous=anonymous) if format == "auto" else format
-    files = _files(uri, ignored, anonymous)
+    columns = {"image_column": image_column, "uri_column": choice.uri_column}
+    kind = detect_format(uri, anonymous=anonymous, own=choice.own, **columns) if format == "auto" else format
+    files: Iterable[File] = (f for f in _of_the_user(uri, listing) if only is None or f.uri in only)
     if kind == "folder":
-        records = _scan_folder(files, ignored)
+        records = _scan_folder(files, listing)
     elif kind == "tar":
-        records = _scan_tars(files, ignored, threads)
+        records = _scan_tars(files, listing, threads)
     elif kind == "parquet":
-        records = _scan_parquet(files, image_column, ignored, threads)
+        records = _scan_parquet(files, image_column, listing, threads)
+    elif kind == "manifest":
+        records = (record for record in _scan_manifest(uri, listing) if only is None or record.uri in only)
     else:
-        raise ValueError(f"source.format: '{format}' is not one of auto, folder, tar, parquet")
+        raise ValueError(f"source.format: '{format}' is not one of auto, folder, tar, parquet, manifest")
     empty = True
     for record in records:
         empty = False
         yield record
-    if empty:
+    if empty and only is None:
         raise ValueError(
             f"source.uri: no image in {storage.redact(uri)} (format {kind}); found {ignored}. "
             f"Images end in {' '.join(sorted(IMAGE_EXTENSIONS))}; check source.uri and source.format"
+            f"{', source.include and source.exclude' if choice.include or choice.exclude else ''}"
         )
 
 
-def _scan_folder(files: Iterable[File], ignored: Ignored) -> Iterator[ImageRecord]:
+def scan_files(uri: str, kind: Format, choice: Choice, *, anonymous: bool) -> Iterator[File]:
+    """The files of a source that hold what `choice` means, from its listing alone; of a manifest its photos, as files
+    of no known size. Errors as of `scan`."""
+    listing = Listing(choice, frozenset(), Ignored(), anonymous)
+    if kind == "manifest":
+        yield from (File(r.image_id, r.uri, 0, anonymous, "") for r in _scan_manifest(uri, listing))
+    elif kind == "folder":
+        files = _of_the_user(uri, listing)
+        images = (file for file in files if _extension(file.path) in IMAGE_EXTENSIONS)
+        yield from (file for file in images if choice.takes(image_id(file.path)))
+    else:
+        yield from _of_kind(kind, _of_the_user(uri, listing), listing)
+
+
+def _scan_folder(files: Iterable[File], listing: Listing) -> Iterator[ImageRecord]:
     for file in files:
-        if _extension(file.path) in IMAGE_EXTENSIONS:
-            yield ImageRecord(image_id(file.path), file.uri, 0, file.size)
-        else:
-            ignored.count(file.path)
+        if _extension(file.path) not in IMAGE_EXTENSIONS:
+            listing.ignored.count(image_id(file.path))
+        elif listing.takes(record := ImageRecord(image_id(file.path), file.uri, 0, file.size, version=file.version)):
+            yield record
 
 
-def _scan_tars(files: Iterable[File], ignored: Ignored, threads: int) -> Iterator[ImageRecord]:
+def _scan_tars(files: Iterable[File], listing: Listing, threads: int) -> Iterator[ImageRecord]:
     def read(tar: File) -> tuple[list[ImageRecord], Ignored]:
-        left = Ignored()
-        return list(_tar_records(tar, left)), left
+        one = replace(listing, ignored=Ignored())
+        return list(_tar_records(tar, one)), one.ignored
 
-    tars = _of_kind("tar", files, ignored)
+    tars = _of_kind("tar", files, listing)
     if threads == 1:
         for tar in tars:
-            yield from _tar_records(tar, ignored)
+            yield from _tar_records(tar, listing)
         return
-    for records, left in _map_ahead(read, tars, threads):
-        ignored.add(left)
+    for records, left in map_ahead(read, tars, threads):
+        listing.ignored.add(left)
         yield from records
 
 
-def _scan_parquet(files: Iterable[File], column: str, ignored: Ignored, threads: int) -> Iterator[ImageRecord]:
+def _scan_parquet(files: Iterable[File], column: str, listing: Listing, threads: int) -> Iterator[ImageRecord]:
     def read(file: File) -> tuple[File, int]:
         with naming_the_source(file.uri):
             return file, parquet_rows(file.uri, column, anonymous=file.anonymous)
 
-    for file, rows in _map_ahead(read, _of_kind("parquet", files, ignored), threads):
+    for file, rows in map_ahead(read, _of_kind("parquet", files, listing), threads):
         name = image_id(file.path)
         for row in range(rows):
-            yield ImageRecord(f"{name}#{row}", file.uri, row, -1)
+            yield ImageRecord(f"{name}#{row}", file.uri, row, PARQUET_ROW, version=file.identity)
 
 
-def _map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """`map` in order, with `threads` calls on their way."""
-    calls: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                calls.append(pool.submit(function, item))
-                if len(calls) >= threads:
-                    yield calls.popleft().result()
-            while calls:
-                yield calls.popleft().result()
-        finally:
-            for call in calls:
-                call.cancel()
+def _scan_manifest(uri: str, listing: Listing) -> Iterator[ImageRecord]:
+    with naming_the_source(uri):
+        opened = manifest.open_manifest(uri, listing.choice.uri_column, anonymous=listing.anonymous)
+        yield from filter(listing.takes, opened.records())
 
 
-def _of_kind(kind: Format, files: Iterable[File], ignored: Ignored) -> Iterator[File]:
+def _of_kind(kind: Format, files: Iterable[File], listing: Listing) -> Iterator[File]:
+    """The tars or Parquet files that are meant; in a Parquet file all rows are, or none."""
+    meant = listing.choice.takes if kind == "parquet" else lambda path: not listing.choice.excludes(path)
     for file in files:
-        if _kind(file.path) == kind:
+        if _kind(file.path) != kind:
+            listing.ignored.count(image_id(file.path))
+        elif meant(image_id(file.path)):
             yield file
         else:
-            ignored.count(file.path)
+            listing.ignored.not_chosen += 1
 
 
-def _tar_records(tar: File, ignored: Ignored) -> Iterator[ImageRecord]:
+def _of_the_user(uri: str, listing: Listing) -> Iterator[File]:
+    """All files but those in folders that a run or an export made."""
+    for file in list_files(uri, listing.ignored, listing.anonymous):
+        holder = holder_of(file.path, listing.choice.own)
+        if holder is None:
+            yield file
+        elif _kind(file.path):
+            listing.ignored.count_own(image_id(holder))
+
+
+def _tar_records(tar: File, listing: Listing) -> Iterator[ImageRecord]:
+    """The photos of a tar in order, one by one where label maps are photos too, else held at once."""
+    records = filter(listing.takes, _tar_images(tar, listing.ignored))
+    if listing.choice.label_maps:
+        yield from records
+        return
+    held = list(records)
+    maps = label_maps.find_label_maps(lambda: held, label_maps.reader(Fetcher(anonymous=tar.anonymous)))
+    yield from filter(replace(listing, maps=maps).takes, held)
+
+
+def _tar_images(tar: File, ignored: Ignored) -> Iterator[ImageRecord]:
     seen: Counter[str] = Counter()
-    for member in _tar_members(tar):
+    for member in _members(tar):
         name = member.name.removeprefix("./")
         if _hidden(name):
             ignored.hidden += 1
         elif member.isdir():
             continue
-        elif not member.isreg() or member.issparse():
+        elif not member.isreg():
             ignored.special += 1
         elif _extension(name) not in IMAGE_EXTENSIONS:
-            ignored.count(name)
+            ignored.count(image_id(name))
         else:
             seen[name] += 1
             again = f"~{seen[name]}" if seen[name] > 1 else ""
-            yield ImageRecord(image_id(f"{tar.path}/{name}") + again, tar.uri, member.offset_data, member.size)
+            place = (member.offset, SPARSE_MEMBER) if member.issparse() else (member.offset_data, member.size)
+            name = image_id(f"{tar.path}/{name}") + again
+            yield ImageRecord(name, tar.uri, *place, version=tar.identity)
 
 
-def _tar_members(file: File) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar from its headers alone. ValueError names a tar that is compressed, truncated or corrupt."""
-    uri, size, name = file.uri, file.size, storage.redact(file.uri)
-    reached = 0
-    with naming_the_source(uri), storage.open_input(uri, block_size=HEADER_BLOCK, anonymous=file.anonymous) as stream:
-        if uri.lower().endswith(COMPRESSED_TARS) or stream.read(6).startswith(COMPRESSED_MAGIC):
-            raise ValueError(
-                f"source.uri: {name} is compressed, so that its members cannot be read by offset; decompress it"
-            )
-        stream.seek(0)
-        try:
-            with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
-                while (member := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
-                    end = member.offset_data + (member.size if member.isreg() else 0)
-                    if not member.offset < member.offset_data <= end <= size:
-                        raise tarfile.ReadError(f"member '{image_id(member.name)}' does not end inside the file")
-                    reached = end
-                    yield member
-                _check_end(stream, tar.offset)
-        except (tarfile.TarError, ValueError, OverflowError) as error:
-            raise ValueError(
-                f"source.uri: {name} is truncated or corrupt behind byte {reached} of {size}: {error}. "
-                "Copy it again, or take it out of the source"
-            ) from error
+def _members(tar: File) -> Iterator[tarfile.TarInfo]:
+    with naming_the_source(tar.uri):
+        yield from tar_members(tar.uri, tar.size, anonymous=tar.anonymous)
 
 
-def _check_end(stream: IO[bytes], offset: int) -> None:
-    # tarfile takes a broken header for the end of the archive, and reads nothing behind the end.
-    stream.seek(offset)
-    block = stream.read(tarfile.BLOCKSIZE)
-    if any(block) or 0 < len(block) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("no tar header where one must be")
-    offset += len(block)
-    while padding := stream.read(PADDING_BLOCK):
-        if data := padding.lstrip(b"\0"):
-            raise tarfile.ReadError(
-                f"there is data behind the end marker, at byte {offset + len(padding) - len(data)}; if tars were "
-                "concatenated by cat, join them by `tar --concatenate` or give them one by one"
-            )
-        offset += len(padding)
-
-
-def _files(uri: str, ignored: Ignored, anonymous: bool) -> Iterator[File]:
+def list_files(uri: str, ignored: Ignored, anonymous: bool) -> Iterator[File]:
     """Every file that is not hidden; a uri of one tar, Parquet or image file is a source of one."""
     with naming_the_source(uri):
         root = uri.rstrip("/") if storage.is_remote(uri) else storage.filesystem(uri)[1]
@@ -265,14 +283,14 @@ def _files(uri: str, ignored: Ignored, anonymous: bool) -> Iterator[File]:
             found: Iterable[storage.FileInfo] = storage.walk(uri, anonymous=anonymous)
         else:
             root, _, name = root.rpartition("/")
-            found = [storage.FileInfo(name, size)]
+            found = [storage.FileInfo(name, size, storage.version(uri, anonymous=anonymous))]
         for file in found:
             if _hidden(file.path):
                 ignored.hidden += 1
                 continue
             path = storage.join(root, file.path) if root else file.path
             place = path if storage.is_remote(uri) else storage.local_uri(path)
-            yield File(file.path, place, file.size, anonymous)
+            yield File(file.path, place, file.size, anonymous, file.version)
 
 
 @contextmanager
@@ -291,13 +309,6 @@ def naming_the_source(uri: str) -> Iterator[None]:
                 "source.anonymous: true"
             )
         raise ValueError(f"source.uri: cannot read {storage.redact(uri)}: {reason}{remedy}") from error
-
-
-def image_id(path: str) -> str:
-    """The path as a string of valid UTF-8 that no other path maps to (see the top of this file)."""
-    if not AMBIGUOUS.search(path):
-        return path
-    return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", path.replace("%", "%25"))
 
 
 def _extension(path: str) -> str:

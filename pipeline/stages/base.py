@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pipeline.config import Config
+from pipeline.engine.done import Look
 from pipeline.engine.receipts import Receipt
-from pipeline.engine.stage import Kind, Stage, done_shards, is_fitted
+from pipeline.engine.stage import Kind, Stage
 from pipeline.sources.index import Index
 from pipeline.stages.facts import Content, Facts
 from workers.decode import DecodeLimits
@@ -47,14 +48,19 @@ class Run:
         return self.config.run.uri
 
     @functools.cached_property
-    def done(self) -> dict[str, set[int]]:
-        """The finished shards of each shard stage, as they were when this was first asked for."""
-        return {name: done_shards(stage) for name, stage in self.stages.items() if stage.kind == "shard"}
+    def look(self) -> Look:
+        """What is done, as it was when this was first asked for."""
+        return Look(self.stages.values())
 
     @functools.cached_property
+    def done(self) -> dict[str, frozenset[int]]:
+        """The shards of each shard stage that can be read, likewise."""
+        return {name: self.look.usable(stage) for name, stage in self.stages.items() if stage.kind == "shard"}
+
+    @property
     def fitted(self) -> bool:
         """Whether the clusters are."""
-        return is_fitted(self.stages["clusters"])
+        return bool(self.look.usable(self.stages["clusters"]))
 
     @property
     def things(self) -> Stage:

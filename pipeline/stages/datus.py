@@ -168,9 +168,9 @@ class DatusDraft(DatusMaps):
 
 def sampled_of_shards(index: Index, wanted: int, seed: int) -> list[list[int]]:
     """The rows of each shard whose segments are clustered."""
-    size, images = index.shard_size, index.images
+    size, images = index.shard_size, index.first_images
     options = {"images": images, "wanted": sample_size(images, wanted), "seed": seed}
-    return [sampled_rows(k * size, min(size, images - k * size), **options) for k in range(index.shards)]
+    return [sampled_rows(k * size, index.size(k), **options) for k in range(index.shards)]
 
 
 STAGES = (Segments, DatusFit, DatusMaps, DatusDraft)

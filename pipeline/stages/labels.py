@@ -34,7 +34,7 @@ class SelfLabelShards(ShardActor):
 
     def process(self, shard: int, phases: Phases) -> pa.Table:
         with phases("read"):
-            predictions, *old = (read_part(self.job.inputs[name], shard) for name in self.job.stage.inputs)
+            predictions, *old = (read_part(used, shard) for used in self.job.stage.reads)
         if round_of(self.job.stage.name) > 1:
             old = old * 3  # one part that is panoptic, instances and semantics
         panoptic, instances, semantics = (*old, None)[:3]

@@ -37,13 +37,14 @@ class PanopticShards(ShardActor):
     def process(self, shard: int, phases: Phases) -> pa.Table:
         with phases("read"):
             records = self.index.records(shard)
-            instances = read_part(self.job.inputs[self.job.stage.inputs[0]], shard)
-            maps = None
+            instances = read_part(self.job.stage.reads[0], shard)
+            maps = reasons = None
             if "semantics" in self.job.stage.inputs:
-                labels = read_part(self.job.inputs["semantics"], shard, ["labels"])["labels"].to_pylist()
-                maps = [None if png is None else np.asarray(open_png(png)) for png in labels]
+                semantics = read_part(self.job.inputs["semantics"], shard)
+                maps = [None if png is None else np.asarray(open_png(png)) for png in semantics["labels"].to_pylist()]
+                reasons = list(zip(semantics["status"].to_pylist(), semantics["error"].to_pylist(), strict=True))
         with phases("merge"):
-            return self._worker.process(records, instances, maps)
+            return self._worker.process(records, instances, maps, reasons)
 
     def pixels(self, table: pa.Table) -> dict[str, int]:
         """Pixels of things, of stuff, and void."""

@@ -18,7 +18,7 @@ from pipeline.sources.coco import Categories, PanopticImage, PanopticSegment, ch
 from pipeline.stages.base import Run
 from pipeline.stages.run import open_run
 from pipeline.store import storage
-from workers.records import READABLE
+from workers.records import PART_COLUMNS, READABLE
 
 Inputs = str | Sequence[str]  # a run (folder or config file), a folder of parts, or the parts themselves
 LABEL_COLUMNS = ["image_id", "height", "width", "status", "panoptic", "segments"]
@@ -132,6 +132,18 @@ def common_categories(parts: Sequence[str]) -> Categories:
 def label_columns(part: str) -> list[str]:
     """What `image_of_row` reads of a part, its detections too where it has them. ConfigError when it cannot be read."""
     return LABEL_COLUMNS + (DETECTION_COLUMNS if set(DETECTION_COLUMNS) <= set(_schema(part).names) else [])
+
+
+def key_columns(part: str) -> list[str]:
+    """The key columns of a manifest, as they are in a part: all that are not the part's own."""
+    return [name for name in _schema(part).names if name not in PART_COLUMNS]
+
+
+def keys_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a row as JSON can hold them: numbers, text and nulls as they are, all else as text."""
+    plain = (str, int, float, bool, type(None))
+    keys = {name: value for name, value in row.items() if name not in PART_COLUMNS}
+    return {name: value if isinstance(value, plain) else str(value) for name, value in keys.items()}
 
 
 def image_of_row(row: Mapping[str, Any], where: str, categories: Categories) -> PanopticImage:

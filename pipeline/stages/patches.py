@@ -47,7 +47,7 @@ class PatchShards(PhotoShards):
         index, records = self.index, self.index.records(shard)
         wanted = _sample_size(self.config, index)
         rows = sampled_rows(
-            shard * index.shard_size, len(records), images=index.images, wanted=wanted, seed=self.config.seed
+            shard * index.shard_size, len(records), images=index.first_images, wanted=wanted, seed=self.config.seed
         )
         table = self.process_records([records[row] for row in rows], phases)
         return with_rows_left_out(table, [record.image_id for record in records], rows)
@@ -168,7 +168,7 @@ class PatchMaps(ShardStage):
 
 
 def _sample_size(config: Config, index: Index) -> int:
-    return sample_size(index.images, config.semantics.sample_images)
+    return sample_size(index.first_images, config.semantics.sample_images)
 
 
 STAGES = (Patches, ConditioningFit, PatchFit, PatchMaps)

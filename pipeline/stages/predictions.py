@@ -27,8 +27,8 @@ class PredictionShards(PhotoShards):
         from workers.predict import PredictWorker
 
         test, workers = self.config.predictions, self.config.workers
-        (trained,) = self.job.stage.inputs
-        model = load_weights(self.job.inputs[trained].folder).model
+        (trained,) = self.job.stage.reads
+        model = load_weights(trained.folder).model
         return PredictWorker(
             model, device=workers.device, batch_size=workers.batch_size, short=test.short, max_side=test.max_side
         )

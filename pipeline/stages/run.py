@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config import Config, load_config, parse_config
-from pipeline.engine.stage import index_folder
+from pipeline.engine.stage import Stage, index_folder
 from pipeline.errors import ConfigError
 from pipeline.sources.index import Index, open_index
 from pipeline.stages.base import Run
@@ -89,7 +89,7 @@ def _resolved(config: Config, index: Index) -> Run:
 def _as_recorded(config: Config, index: Index, latest: Latest) -> Run:
     """The run by the fingerprints that it wrote down."""
     defined = {name: stage for name, stage in define_stages(config).items() if name in latest.fingerprints}
-    stages = {
-        name: place(config, stage, latest.fingerprints[name], index.shards, None) for name, stage in defined.items()
-    }
+    stages: dict[str, Stage] = {}
+    for name, stage in defined.items():
+        stages[name] = place(config, stage, latest.fingerprints[name], index, stages)
     return Run(config, index, defined, stages, latest.teacher)

@@ -42,7 +42,7 @@ class FeatureShards(PhotoShards):
         rows = sampled_rows(
             shard * index.shard_size,
             len(records),
-            images=index.images,
+            images=index.first_images,
             wanted=_sample_size(self.config, index),
             seed=self.config.seed,
         )
@@ -85,7 +85,7 @@ class Features(ShardStage):
 
     def content(self, config: Config, facts: Facts) -> Content:
         wanted = _sample_size(config, facts.index)
-        some = None if wanted == facts.index.images else {"images": wanted, "seed": config.seed}
+        some = None if wanted == facts.index.first_images else {"images": wanted, "seed": config.seed}
         return facts.photos() | {"crops": config.semantics.crops, "sample": some} | conditioned_content(config)
 
     def images(self, config: Config, index: Index) -> int:
@@ -172,7 +172,7 @@ class StegoMaps(ShardStage):
 
 def _sample_size(config: Config, index: Index) -> int:
     """How many photos of the source get features."""
-    return sample_size(index.images, config.semantics.max_images)
+    return sample_size(index.first_images, config.semantics.max_images)
 
 
 STAGES = (Features, StegoFit, StegoMaps)

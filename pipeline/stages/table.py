@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from graphlib import TopologicalSorter
 
 from pipeline import stages
@@ -82,12 +82,21 @@ def resolve(config: Config, index: Index, defined: dict[str, Definition], facts:
             **stage.content(config, facts),
         }
         images = stage.images(config, index) if isinstance(stage, ShardStage) else None
-        table[name] = place(config, stage, digest(covered), index.shards, images)
+        table[name] = place(config, stage, digest(covered), index, table, images)
     return table
 
 
-def place(config: Config, stage: Definition, fingerprint: str, shards: int, images: int | None) -> Stage:
-    """A stage of this config with a fingerprint that is known."""
+def place(
+    config: Config,
+    stage: Definition,
+    fingerprint: str,
+    index: Index,
+    placed: Mapping[str, Stage],
+    images: int | None = None,
+) -> Stage:
+    """A stage of this config with a fingerprint that is known; `placed` are those that it may read."""
     name = stage.full_name
     folder = storage.join(config.run.uri, name, fingerprint)
-    return Stage(name, stage.kind, fingerprint, folder, shards, stage.inputs(config), images)
+    inputs = tuple(placed[used] for used in stage.inputs(config) if used in placed)
+    photos = index if stage.kind == "shard" else None
+    return Stage(name, stage.kind, fingerprint, folder, index.shards, inputs, images, photos)

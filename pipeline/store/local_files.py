@@ -42,15 +42,20 @@ def take_away(path: Path) -> bytes:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex}")
+    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")  # not by its name, which may be as long as names can be
 
 
-def walk(root: Path) -> Iterator[tuple[str, int]]:
-    """The path below `root` and the bytes of every file, in the byte order of the paths."""
+def walk(root: Path) -> Iterator[tuple[str, int, str]]:
+    """The path below `root`, the bytes and the version of every file, in the byte order of the paths."""
     return _walk(root, "", frozenset())
 
 
-def _walk(root: Path, prefix: str, parents: frozenset[str]) -> Iterator[tuple[str, int]]:
+def version_of(found: os.stat_result) -> str:
+    """What tells a file from an earlier or later one of its name: when it was last written, in nanoseconds."""
+    return f"{found.st_mtime_ns:x}"
+
+
+def _walk(root: Path, prefix: str, parents: frozenset[str]) -> Iterator[tuple[str, int, str]]:
     here = os.path.realpath(root / prefix)
     if here in parents:  # a link to a folder above itself
         return
@@ -60,8 +65,8 @@ def _walk(root: Path, prefix: str, parents: frozenset[str]) -> Iterator[tuple[st
     for name in map(os.fsdecode, names):
         if name.endswith("/"):
             yield from _walk(root, prefix + name, parents | {here})
-        elif (size := _regular_size(root / prefix / name)) is not None:
-            yield prefix + name, size
+        elif (found := _regular(root / prefix / name)) is not None:
+            yield prefix + name, *found
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -71,10 +76,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _regular_size(path: Path) -> int | None:
-    """Bytes of a regular file, 0 of a link that leads nowhere, None of a pipe, socket or device."""
+def _regular(path: Path) -> tuple[int, str] | None:
+    """Bytes and version of a regular file, 0 of a link that leads nowhere, None of a pipe, socket or device."""
     try:
         found = path.stat()
     except OSError:
-        return 0
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+        return 0, ""
+    return (found.st_size, version_of(found)) if stat.S_ISREG(found.st_mode) else None

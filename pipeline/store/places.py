@@ -36,10 +36,13 @@ SECRET_VALUES = re.compile(
     r"|((?:X-(?:Amz|Goog)-[A-Z-]{1,64}|AWSAccessKeyId|Signature|[?&](?:sig|token|access_token))=)[^&\s]+"
 )
 PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}
+PACKAGES |= {"http": "aiohttp", "https": "aiohttp"}
+WEB_SECONDS = 60  # for the whole answer of a web server
 ANONYMOUS: dict[str, dict[str, Any]] = {"gcsfs": {"token": "anon"}, "adlfs": {"anon": True}}
 ERRORS = {  # what these packages raise beside OSError
     "gcsfs": ("aiohttp.ClientError", "google.auth.exceptions.GoogleAuthError", "gcsfs.retry.HttpError"),
     "adlfs": ("azure.core.exceptions.AzureError",),
+    "aiohttp": ("aiohttp.ClientError",),
 }
 
 
@@ -77,6 +80,11 @@ def redact(text: str) -> str:
 def _filesystem(protocol: str, anonymous: bool, process: int) -> Any:
     if protocol in S3:
         return s3.connect(anonymous=anonymous)
+    if PACKAGES.get(protocol) == "aiohttp":
+        from aiohttp import ClientTimeout
+
+        options = {"timeout": ClientTimeout(total=WEB_SECONDS), "trust_env": True}
+        return fsspec.filesystem(protocol, client_kwargs=options)
     return fsspec.filesystem(protocol, **(ANONYMOUS.get(PACKAGES.get(protocol, ""), {}) if anonymous else {}))
 
 

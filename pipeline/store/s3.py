@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 
@@ -30,6 +30,16 @@ TAKEN = frozenset({"PreconditionFailed", "412"})
 Ask = Callable[..., Any]  # ask(method, **parameters) -> botocore's answer, with retries
 
 _renewal = threading.Lock()
+
+
+class Listed(NamedTuple):
+    """An object of a listing: its bytes, when it was last written (seconds since 1970, 0 where that is not told), and
+    its ETag, which changes with its bytes."""
+
+    key: str
+    size: int
+    modified: float
+    etag: str
 
 
 def connect(*, anonymous: bool = False, attempts: int = 1) -> Any:
@@ -92,9 +102,9 @@ def with_fresh_credentials(fs: Any, function: Callable[[], Any]) -> Any:
 
 def list_keys(
     ask: Ask, bucket: str, prefix: str, *, below: bool, after: str = "", until: str | None = None
-) -> Iterator[tuple[str, int]]:
-    """Keys that begin with `prefix`, and their bytes, in byte order; without `below` only those with no slash after it.
-    Of them those behind the key `after`, up to the key `until` and with it.
+) -> Iterator[Listed]:
+    """Objects whose keys begin with `prefix`, in the byte order of keys; without `below` only those with no slash
+    after it. Of them those behind the key `after`, up to the key `until` and with it.
 
     Memory: one page of 1000. The marker that consoles leave for an empty folder is left out.
     """
@@ -110,18 +120,24 @@ def list_keys(
             if end is not None and last > end:
                 return
             if not entry["Key"].endswith("/"):
-                yield entry["Key"], int(entry["Size"])
+                yield _listed(entry)
         if not page.get("IsTruncated") or last == end:
             return
         request["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def list_in_pieces(ask: Ask, bucket: str, prefix: str, cuts: Sequence[str]) -> Iterator[tuple[str, int]]:
+def _listed(entry: dict[str, Any]) -> Listed:
+    modified = entry.get("LastModified")
+    seconds = 0.0 if modified is None else modified.timestamp()
+    return Listed(entry["Key"], int(entry["Size"]), seconds, entry.get("ETag", "").strip('"'))
+
+
+def list_in_pieces(ask: Ask, bucket: str, prefix: str, cuts: Sequence[str]) -> Iterator[Listed]:
     """The keys directly below `prefix` as `list_keys` gives them, in pieces that end at the keys `cuts` and are listed
     side by side: page after page alone costs a second for every 10,000 keys."""
     ends = sorted(cuts, key=str.encode)
 
-    def piece(after: str, until: str | None) -> list[tuple[str, int]]:
+    def piece(after: str, until: str | None) -> list[Listed]:
         return list(list_keys(ask, bucket, prefix, below=False, after=after, until=until))
 
     with ThreadPoolExecutor(PIECES) as pool:
@@ -131,7 +147,7 @@ def list_in_pieces(ask: Ask, bucket: str, prefix: str, cuts: Sequence[str]) -> I
 
 def remove_all(ask: Ask, bucket: str, prefix: str) -> None:
     """Delete every object whose key begins with `prefix`, a thousand a request. OSError names one that stays."""
-    keys = (key for key, _ in list_keys(ask, bucket, prefix, below=True))
+    keys = (found.key for found in list_keys(ask, bucket, prefix, below=True))
     while batch := [{"Key": key} for key in itertools.islice(keys, 1000)]:
         answer = ask("delete_objects", Bucket=bucket, Delete={"Objects": batch, "Quiet": True})
         for refused in answer.get("Errors", ()):

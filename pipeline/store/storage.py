@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,6 +46,7 @@ __all__ = [
     "S3",
     "TEMPORARY",
     "FileInfo",
+    "Written",
     "create_bytes",
     "exists",
     "failures_as",
@@ -56,6 +58,7 @@ __all__ = [
     "lacks_credentials",
     "list_folder",
     "list_subfolders",
+    "list_written",
     "local_copy",
     "local_uri",
     "open_input",
@@ -71,15 +74,26 @@ __all__ = [
     "version",
     "walk",
     "write_bytes",
+    "written_at",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """A file under a folder: `path` is relative to it with forward slashes, `size` in bytes."""
+    """A file under a folder: `path` is relative to it with forward slashes, `size` in bytes. `version` changes with its
+    bytes, as far as the store tells for nothing (an ETag, a modification time); empty where it tells nothing."""
 
     path: str
     size: int
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file directly in a folder: its bytes, and when it was last written (seconds since 1970; 0: not told)."""
+
+    size: int
+    modified: float
 
 
 def read_bytes(
@@ -110,9 +124,9 @@ def open_input(uri: str, *, block_size: int, anonymous: bool = False) -> IO[byte
     return opened
 
 
-def version(uri: str) -> str:
+def version(uri: str, *, anonymous: bool = False) -> str:
     """What tells the object that is there now from an earlier or later one. FileNotFoundError when there is none."""
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, anonymous=anonymous)
     return str(asking(fs, uri, lambda: fs.ukey(path), PATIENT))
 
 
@@ -235,21 +249,38 @@ def remove(uri: str, *, retry: Retry = PATIENT) -> None:
         asking(fs, uri, lambda: fs.rm_file(path), retry)
 
 
-def list_folder(uri: str, *, cuts: Sequence[str] = ()) -> dict[str, int]:
-    """Names and sizes of the files directly in a folder, sorted by name; empty when there is no such folder. A bucket
-    lists the pieces between the names `cuts` side by side."""
+def list_folder(uri: str) -> dict[str, int]:
+    """Names and sizes of the files directly in a folder, sorted by name; empty when there is no such folder."""
+    return {name: file.size for name, file in list_written(uri).items()}
+
+
+def list_written(uri: str, *, cuts: Sequence[str] = ()) -> dict[str, Written]:
+    """The files directly in a folder by name, sorted; empty when there is no such folder. A bucket lists the pieces
+    between the names `cuts` side by side."""
     fs, path = filesystem(uri)
     try:
         if protocol_of(uri) in S3:
             bucket, prefix = _place(fs, path)
             found = s3.list_in_pieces(s3_calls(fs, uri, PATIENT), bucket, prefix, [prefix + cut for cut in cuts])
-            files = {key.removeprefix(prefix): size for key, size in found}
+            files = {one.key.removeprefix(prefix): Written(one.size, one.modified) for one in found}
         else:
             entries = asking(fs, uri, lambda: fs.ls(path, detail=True), PATIENT)
-            files = {e["name"].rsplit("/", 1)[-1]: int(e["size"]) for e in entries if e["type"] == "file"}
+            files = {e["name"].rsplit("/", 1)[-1]: _written(e) for e in entries if e["type"] == "file"}
     except FileNotFoundError:
         return {}
     return dict(sorted(files.items()))
+
+
+def _written(entry: dict[str, Any]) -> Written:
+    """Of an entry of fsspec's, whose stores do not agree on how a time is told."""
+    modified = next((entry[name] for name in ("mtime", "LastModified", "modified", "created") if name in entry), 0)
+    return Written(int(entry["size"]), modified.timestamp() if isinstance(modified, datetime) else float(modified or 0))
+
+
+def written_at(uri: str) -> float | None:
+    """When a file was last written (seconds since 1970; 0: not told); None when there is none."""
+    found = _info(uri, False, PATIENT)
+    return None if found is None or found["type"] != "file" else _written(found).modified
 
 
 def list_subfolders(uri: str) -> list[str]:
@@ -317,14 +348,16 @@ def walk(uri: str, *, anonymous: bool = False) -> Iterator[FileInfo]:
 def _walk_remote(fs: Any, uri: str, path: str) -> Iterator[FileInfo]:
     found = asking(fs, uri, lambda: fs.find(path, detail=True), PATIENT)
     for name in sorted(found, key=str.encode):
-        yield FileInfo(name.removeprefix(path.rstrip("/") + "/"), int(found[name]["size"]))
+        entry = found[name]
+        version = str(entry.get("ETag") or entry.get("etag") or entry.get("mtime") or entry.get("updated") or "")
+        yield FileInfo(name.removeprefix(path.rstrip("/") + "/"), int(entry["size"]), version.strip('"'))
 
 
 def _walk_s3(fs: Any, uri: str, path: str) -> Iterator[FileInfo]:
     # s3fs' own `find` holds the whole listing; a page at a time is flat, and S3 sorts keys by their UTF-8 bytes.
     bucket, prefix = _place(fs, path)
-    for key, size in s3.list_keys(s3_calls(fs, uri, PATIENT), bucket, prefix, below=True):
-        yield FileInfo(key.removeprefix(prefix), size)
+    for found in s3.list_keys(s3_calls(fs, uri, PATIENT), bucket, prefix, below=True):
+        yield FileInfo(found.key.removeprefix(prefix), found.size, found.etag)
 
 
 def _place(fs: Any, path: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import json
 import warnings
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,6 +37,7 @@ from tests.pipeline.label_files import (
     write_part,
 )
 from workers.masks import decode_rle, encode_panoptic_png, encode_rle
+from workers.records import with_columns
 
 SQUARE = np.zeros((4, 4), bool)
 SQUARE[:3, :3] = True
@@ -70,6 +74,17 @@ def test_area_and_box_are_of_the_pixels_and_ids_of_images_their_places(tmp_path:
             width, height = np.ptp(columns) + 1, np.ptp(rows) + 1
             assert segment["bbox"] == [columns.min(), rows.min(), width, height]
             assert segment["iscrowd"] == 0
+
+
+def test_the_keys_of_a_manifest_are_fields_of_the_images(tmp_path: Path) -> None:
+    row, _ = random_rows(np.random.default_rng(0), "a.jpg", 4, 3)
+    part = write_part(tmp_path / "p" / "part-00000.parquet", [row], categories(4, 3))
+    keys = pa.table({"split": ["train"], "day": [datetime.date(2024, 2, 29)], "key_uri": pa.array([None], pa.string())})
+    pq.write_table(with_columns(pq.read_table(part), keys), part)
+    export_coco([part], output=str(tmp_path / "out"))
+    (image,) = json.loads((tmp_path / "out" / "panoptic_train.json").read_text())["images"]
+    size = {"height": row["height"], "width": row["width"]}
+    assert image == {"id": 1, "file_name": "a.jpg", **size, "split": "train", "day": "2024-02-29", "key_uri": None}
 
 
 def test_pycocotools_opens_it_without_a_warning(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from model.backbone.names import OFFICIAL_URLS
 from pipeline.config import Config
-from pipeline.engine import status as status_module
+from pipeline.engine.done import Look
 from pipeline.engine.fit_progress import write_progress
 from pipeline.engine.receipts import Receipt, ReceiptLog
 from pipeline.engine.stage import index_folder
@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, StageFailed
 from pipeline.operations import run as runner
 from pipeline.operations.run import _log_fit, _write_latest
 from pipeline.operations.status import _step, plan_of, print_plan, print_status, run_status
+from pipeline.sources.choice import Choice
 from pipeline.sources.index import build_index, open_index
 from pipeline.stages.run import resolve_run
 from pipeline.stages.table import resolve_stages
@@ -93,10 +94,10 @@ def test_a_store_that_fails_under_way_is_named(config: Config, monkeypatch: pyte
     def away(*_: object, **__: object) -> set[int]:
         raise ConnectionResetError("the line is cut")
 
-    monkeypatch.setattr(status_module, "done_shards", away)
+    monkeypatch.setattr(Look, "done", away)
     with pytest.raises(ConfigError, match="run: ConnectionResetError: the line is cut; give access"):
         run_status(config)
-    monkeypatch.setattr(runner, "pending_shards", away)
+    monkeypatch.setattr(Look, "pending", away)
     monkeypatch.setattr(runner, "check_all", lambda config: None)
     with pytest.raises(StageFailed, match="run: ConnectionResetError: the line is cut; when it answers, run the same"):
         runner.run(config)
@@ -121,6 +122,25 @@ def test_counts_rates_and_failures(config: Config, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     assert "3/5" in printed
     assert "2 of 5" in printed
+
+
+def test_what_was_left_out_of_the_source_is_said(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = Path(config.source.uri)
+    (photos / "notes.txt").write_text("")
+    (photos / "raw.dng").write_text("")
+    build_index(index_folder(config), config.source.uri, shard_size=2, choice=Choice(exclude=("3.jpg",)))
+    status = run_status(config)
+    left_out = {
+        ".dng (photos ending in .dng are not read; convert them)": 1,
+        ".txt": 1,
+        "not chosen by source.include and source.exclude": 1,
+    }
+    assert (status.images, status.left_out, plan_of(status)["left_out"]) == (9, left_out, left_out)
+    for show in (print_status, print_plan):
+        show(status)
+        assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")] == [
+            f"left out: {count} {reason}" for reason, count in left_out.items()
+        ]
 
 
 def stego(config: Config, max_images: int | None) -> Config:

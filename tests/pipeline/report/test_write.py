@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.config import parse_config
 from pipeline.engine.receipts import Receipt, ReceiptLog
 from pipeline.errors import ConfigError
-from pipeline.report.write import duration, open_run, percent, size, write_report
+from pipeline.report.write import duration, left_out, open_run, percent, size, write_report
 from pipeline.store import storage
 from tests.pipeline.report.tiny_runs import Page, config_of, make_run, report_of, scene, squeezed, table_of
 
@@ -34,6 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (photos / f"{number}.jpg").write_bytes(scene(number))
     (photos / "broken<b>.jpg").write_bytes(b"not a photo")
     (photos / "empty.jpg").write_bytes(b"")
+    (photos / "raw.dng").write_bytes(b"")
     make_run(config_of(photos, root / "run"))
     return root
 
@@ -83,6 +84,12 @@ def test_categories_have_the_names_of_the_parts(run: Path) -> None:
     text = squeezed(report_of(run).text)
     assert "thing one & only cluster 0 5 instances" in text
     assert "class 3 cluster 2 2 instances" in text
+
+
+def test_files_that_were_not_taken_are_said(run: Path) -> None:
+    assert left_out(str(run)) == {".dng (photos ending in .dng are not read; convert them)": 1}
+    text = squeezed(report_of(run).text)
+    assert "Left out 1 .dng (photos ending in .dng are not read; convert them)" in text
 
 
 def test_names_are_escaped(run: Path) -> None:

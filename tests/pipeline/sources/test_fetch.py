@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.sources.fetch import BATCH_ROWS, BATCHES_HELD, Fetcher, ParquetRows, UnreadableRow
+from pipeline.sources.index import check_source
 from pipeline.sources.scan import scan
 from pipeline.store import storage
-from tests.pipeline.sources.image_sources import SHARD, parquet, put
+from tests.pipeline.sources.image_sources import SHARD, contents, parquet, put
 from workers.records import ImageRecord, Status
 
 
@@ -63,6 +64,38 @@ def test_rows_may_be_read_in_any_order(tmp_path: Path) -> None:
     fetcher = Fetcher()
     for row in (299, 0, 300, 150, 149, 89, 90, 91, 300, 7, 269, 270, 30):
         assert fetcher.fetch(records[row]) == (b"y" if row == 300 else values[row])
+
+
+@pytest.mark.parametrize("path", ["a.jpg", "photos/a.jpg", "absolute"])
+@pytest.mark.parametrize("some", [True, False], ids=["bytes-in-some-rows", "bytes-in-none"])
+def test_a_row_without_bytes_is_the_file_that_its_path_names(tmp_path: Path, path: str, some: bool) -> None:
+    put(str(tmp_path), {"data/a.jpg": b"beside", "photos/a.jpg": b"above"})
+    named = f"{tmp_path}/photos/a.jpg" if path == "absolute" else path
+    values = [{"bytes": None, "path": named}, {"bytes": b"own" if some else None, "path": "data/a.jpg"}]
+    put(str(tmp_path), {"data/x.parquet": parquet({"image": values})})
+    found = list(contents(f"{tmp_path}/data/x.parquet").values())
+    assert found == [b"beside" if path == "a.jpg" else b"above", b"own" if some else b"beside"]
+
+
+def test_a_path_in_a_bucket_is_found_there(s3_bucket: str) -> None:
+    put(s3_bucket, {"data/x.parquet": parquet({"image": [{"bytes": None, "path": "img/a.jpg"}]}), "img/a.jpg": b"x"})
+    assert contents(f"{s3_bucket}/data") == {"x.parquet#0": b"x"}
+
+
+@pytest.mark.parametrize("path", ["gone.jpg", "../secret.jpg"])
+def test_paths_that_lead_nowhere_are_refused_at_the_start_and_rows_later(tmp_path: Path, path: str) -> None:
+    put(str(tmp_path / "in"), {"x.parquet": parquet({"image": [{"bytes": None, "path": path}] * 2})})
+    put(str(tmp_path), {"secret.jpg": b"x"})
+    with pytest.raises(ValueError, match=rf"the first .*row 0 has no bytes, and there is no '{path}' beside"):
+        check_source(str(tmp_path / "in"))
+    (record, _) = scan(str(tmp_path / "in"))
+    assert status_of(record)[0] is Status.MISSING
+
+
+def test_a_row_without_bytes_and_path_is_empty(tmp_path: Path) -> None:
+    values = [{"bytes": None, "path": None}, {"bytes": b"x", "path": None}]
+    put(str(tmp_path), {"x.parquet": parquet({"image": values})})
+    assert list(contents(str(tmp_path)).values()) == [b"", b"x"]
 
 
 # What cannot be fetched

@@ -41,7 +41,7 @@ def numbered(count: int) -> Iterable[ImageRecord]:
 
 
 def test_an_index_of_more_than_a_thousand_shards_has_more_files(tmp_path: Path) -> None:
-    shards, images, digest = write_index(numbered(5003), str(tmp_path), 2)
+    shards, images, digest, *_ = write_index(numbered(5003), str(tmp_path), 2)
     assert (shards, images) == (2502, 5003)
     assert list(storage.list_folder(str(tmp_path))) == [f"index-{file:05d}.parquet" for file in range(3)]
     index = Index(str(tmp_path), shards, images, 2, "folder", "image", digest, "/data", Ignored())

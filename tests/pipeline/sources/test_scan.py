@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.sources.fetch import Fetcher
-from pipeline.sources.scan import HEADER_BLOCK, Ignored, detect_format, image_id, scan
+from pipeline.sources.scan import Ignored, detect_format, image_id, scan
+from pipeline.sources.tars import HEADER_BLOCK
 from pipeline.store import storage
-from tests.pipeline.sources.image_sources import SHARD, contents, parquet, put, tar
-from workers.records import ImageRecord
+from tests.pipeline.sources.image_sources import SHARD, contents, parquet, put, sparse_tar, tar
+from workers.records import ImageRecord, Status
 
 # The three formats, on disk and on S3
 
@@ -169,6 +170,28 @@ def test_the_count_of_extensions_is_bounded() -> None:
         ignored.count(f"log.{number}")
     assert len(ignored.extensions) == 101
     assert ignored.extensions["(other)"] == 900
+
+
+def test_a_sparse_member_of_a_tar_is_a_photo_with_its_holes(source: str) -> None:
+    pieces, others = {0: b"head", 3000: b"tail"}, [("b.jpg", b"behind")]
+    put(source, {"x.tar": sparse_tar("a.jpg", pieces, 5000, others), "y.tar": sparse_tar("c.jpg", {}, 700)})
+    expected = b"head" + bytes(2996) + b"tail" + bytes(1996)
+    assert contents(source) == {"x.tar/a.jpg": expected, "x.tar/b.jpg": b"behind", "y.tar/c.jpg": bytes(700)}
+
+
+def test_a_sparse_member_that_is_cut_is_refused_and_one_that_claims_too_much_is_a_row(tmp_path: Path) -> None:
+    whole = sparse_tar("a.jpg", {0: b"x" * 2000}, 4000)
+    put(str(tmp_path), {"x.tar": whole[: whole.index(b"x" * 2000) + 1500]})
+    with pytest.raises(ValueError, match=r"x\.tar is truncated or corrupt behind byte 0 of"):
+        list(scan(str(tmp_path)))
+    put(str(tmp_path), {"x.tar": sparse_tar("a.jpg", {0: b"x"}, 1 << 40)})
+    (record,) = scan(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no sparse member of up to 1073741824 bytes") as caught:
+        Fetcher().fetch(record)
+    assert Fetcher.fetch_status(record, caught.value)[0] is Status.MISSING
+    put(str(tmp_path), {"x.tar": SHARD})  # another tar in its place
+    with pytest.raises(FileNotFoundError, match="no sparse member"):
+        Fetcher().fetch(record)
 
 
 # What is refused

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Config
-from pipeline.engine.stage import Stage, done_shards, index_folder
+from pipeline.engine.done import usable_shards
+from pipeline.engine.stage import Stage, index_folder
 from pipeline.sources.index import Index, build_index
 from pipeline.stages.table import resolve_stages
 
@@ -106,9 +107,9 @@ def test_index_folder_depends_on_the_source_alone() -> None:
 
 def test_only_whole_parts_are_done(tmp_path: Path) -> None:
     stage = Stage("instances", "shard", "f", str(tmp_path), 4)
-    assert done_shards(stage) == set()
+    assert usable_shards(stage) == set()
     Path(stage.part(0)).write_bytes(b"PAR1....PAR1")
     Path(stage.part(1)).write_bytes(b"PAR1....PA")
     Path(stage.part(2)).write_bytes(b"")
     (tmp_path / ".tmp-part-00003.parquet-x").write_bytes(b"PAR1....PAR1")
-    assert done_shards(stage) == {0}
+    assert usable_shards(stage) == {0}

@@ -294,13 +294,13 @@ def test_a_folder_in_pieces_is_the_folder(shards: list[int], cuts: list[int], pa
         return {"Contents": [{"Key": key, "Size": 9} for key in page], **more}
 
     found = list(s3.list_in_pieces(ask, "bucket", "run/", [f"run/part-{cut:05d}.parquet" for cut in cuts]))
-    assert found == [(key, 9) for key in keys]
+    assert found == [(key, 9, 0, "") for key in keys]
 
 
 def test_a_piece_that_fills_its_page_is_one_request(proxy: FaultProxy, s3_bucket: str) -> None:
     for number in range(4):
         storage.write_bytes(f"{s3_bucket}/run/part-{number}", b"x" * number)
     proxy.forget()
-    found = storage.list_folder(f"{s3_bucket}/run", cuts=["part-1"])
-    assert found == {f"part-{number}": number for number in range(4)}
+    found = storage.list_written(f"{s3_bucket}/run", cuts=["part-1"])
+    assert {name: file.size for name, file in found.items()} == {f"part-{number}": number for number in range(4)}
     assert proxy.count("GET", "list-type=2") == 2

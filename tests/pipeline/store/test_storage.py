@@ -155,6 +155,13 @@ def test_links_that_circle_or_lead_nowhere_do_not_stop_a_walk(tmp_path: Path) ->
     assert found == {"gone.jpg": 0, "link.jpg": 3, "self": 0, "sub/a.jpg": 3}
 
 
+def test_names_may_be_as_long_as_the_disk_allows(tmp_path: Path) -> None:
+    place = str(tmp_path / ("é" * 125 + "x.jpg"))  # 255 bytes
+    storage.write_bytes(place, b"one")
+    assert storage.read_bytes(place) == b"one"
+    assert storage.take_away(place) == b"one"
+
+
 def test_a_name_that_is_not_utf8_has_a_uri_that_is(tmp_path: Path) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 50%.jpg")
     Path(path).write_bytes(b"photo")

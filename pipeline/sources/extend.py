@@ -1,0 +1,216 @@
+"""A source that lives: how its listing differs from its index, and an index that takes the difference in.
+
+What the listing tells of each file (path, size, version) is held against what the index noted of it. Nothing is read of
+the files but, when the index is extended, the headers of tars and Parquet files that are new or others.
+
+Shards stay what they are: new photos come in new ones, behind those that are there, so that no part is done again for
+their sake. A photo that is another now changes the version of its shard; one that is gone stays as a row without a
+picture, or is dropped (`prune`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
+
+import numpy as np
+
+from pipeline.sources.choice import Choice
+from pipeline.sources.index_files import (
+    Index,
+    WrittenIndex,
+    batches,
+    open_index,
+    remove_generation,
+    write_manifest,
+    write_shards,
+)
+from pipeline.sources.left_out import Ignored
+from pipeline.sources.own_folders import own_folders
+from pipeline.sources.scan import File, Format, list_files, scan, scan_files
+from pipeline.sources.survey import survey
+from workers.records import GONE, ImageRecord
+
+WHOLE_FILES = frozenset({"folder", "manifest"})  # formats in which a photo is a file
+BATCH = 10_000  # files that are compared at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What a listing has that the index has not: `new` files, others under an old name, and those that are `gone`. In a
+    source of pictures a file is a photo; else it is a tar or a Parquet file."""
+
+    new: int = 0
+    changed: int = 0
+    gone: int = 0
+    unit: str = "photos"
+
+    @property
+    def any(self) -> bool:
+        return bool(self.new or self.changed or self.gone)
+
+    def __str__(self) -> str:
+        counts = {"new": self.new, "changed": self.changed, "gone": self.gone}
+        return ", ".join(f"{count} {name}" for name, count in counts.items() if count) + f" {self.unit}"
+
+
+def difference(index: Index, uri: str, choice: Choice) -> Difference:
+    """Between the listing of the source at `uri` and its index. Errors as of `scan`. Memory: 50 bytes a file.
+
+    With a limit there is none: photos that are not of the sample are not new. Of pictures that may be label maps, which
+    only a look at them tells, none counts as new where the index has left out such.
+    """
+    unit = {"folder": "photos", "tar": "tars", "parquet": "Parquet files", "manifest": "photos"}[index.format]
+    if choice.limit is not None:
+        return Difference(unit=unit)
+    known = _Known(index)
+    maps = index.ignored.label_maps > 0
+    new = changed = 0
+    for files, is_new, is_changed in _compared(index, known, uri, choice):
+        named = np.array([not (maps and file.path.lower().endswith(".png")) for file in files], bool)
+        new, changed = new + int((is_new & named).sum()), changed + int(is_changed.sum())
+    return Difference(new, changed, known.unseen(), unit)
+
+
+def extend_index(index: Index, uri: str, choice: Choice, *, prune: bool = False) -> Index:
+    """The index with what the listing of `uri` has more, and without or with a mark at what it has no more. The index
+    of the folder is the old one until the new one is whole. Errors as of `scan`; ValueError: a source that is a sample,
+    a manifest with other keys.
+
+    Memory: the records of the files that are others now, the places of those that are new, and 50 bytes a file.
+    """
+    if choice.limit is not None:
+        raise ValueError("source.limit: a sample is not extended; leave out the limit, or run with --reindex")
+    found, ignored = survey(uri, index.format, index.image_column, choice, anonymous=index.anonymous), Ignored()
+    if list(found.keys.names) != list(index.keys):
+        raise ValueError(
+            f"source.uri: the manifest has the key columns {', '.join(found.keys.names) or '(none)'} now, and had "
+            f"{', '.join(index.keys) or '(none)'}; run with --reindex"
+        )
+    known = _Known(index)
+    fresh, others = set[str](), set[str]()
+    for files, is_new, is_changed in _compared(index, known, uri, found.choice):
+        fresh |= {file.uri for file, wanted in zip(files, is_new, strict=True) if wanted}
+        others |= {file.uri for file, wanted in zip(files, is_changed, strict=True) if wanted}
+
+    def records_of(wanted: set[str], left_out: Ignored) -> Iterator[ImageRecord]:
+        return scan(
+            uri,
+            index.format,
+            image_column=index.image_column,
+            ignored=left_out,
+            anonymous=index.anonymous,
+            choice=found.choice,
+            maps=found.maps,
+            only=wanted,
+        )
+
+    replaced = {record.image_id: record for record in records_of(others, Ignored())} if others else {}
+    old = (_renewed(index.records_with_keys(shard), known, others, replaced, prune) for shard in range(index.shards))
+    # Of `replaced`, what the old shards do not take: photos that a tar has in addition.
+    added = itertools.chain(replaced.values(), records_of(fresh, ignored))
+    shards = itertools.chain(old, batches(added, index.shard_size))
+    generation = index.generation + 1
+    written = write_shards(shards, index.folder, generation, found.keys)
+    extended = _extended(index, written, ignored, generation)
+    write_manifest(extended)
+    remove_generation(index)
+    return open_index(index.folder)
+
+
+def _compared(
+    index: Index, known: _Known, uri: str, choice: Choice
+) -> Iterator[tuple[list[File], np.ndarray, np.ndarray]]:
+    """The files of the listing, some at a time, with what `_Known.compare` says of them."""
+    listed = (file.path for file in list_files(uri, Ignored(), index.anonymous)) if index.format != "manifest" else ()
+    choice = replace(choice, own=tuple(sorted({*choice.own, *own_folders(listed)})))
+    files = scan_files(uri, cast(Format, index.format), choice, anonymous=index.anonymous)
+    for some in batches(files, BATCH):
+        yield some, *known.compare(some)
+
+
+def _extended(index: Index, written: WrittenIndex, ignored: Ignored, generation: int) -> Index:
+    return replace(
+        index,
+        shards=written.shards,
+        images=written.images,
+        listed=index.first_images,
+        ignored=ignored,
+        generation=generation,
+        sizes=written.uneven(index.shard_size),
+        **written.times(index),
+    )
+
+
+def _renewed(
+    records: Iterable[ImageRecord], known: _Known, others: set[str], replaced: dict[str, ImageRecord], prune: bool
+) -> list[ImageRecord]:
+    """The photos of a shard as they are now. Takes those that it has out of `replaced`."""
+    found = []
+    for record in records:
+        here = record
+        if record.uri in others:
+            gone = replace(record, version=GONE)
+            here = replaced.pop(record.image_id, gone)
+        elif record.version == GONE or known.is_unseen(record.uri):
+            here = replace(record, version=GONE)
+        if here.version != GONE or not prune:
+            found.append(here)
+    return found
+
+
+class _Known:
+    """The files of an index, by 64 bits of their place and of what it noted of them."""
+
+    def __init__(self, index: Index) -> None:
+        self._whole = index.format in WHOLE_FILES
+        records = (_Noted.of(record, self._whole) for record in index.all_records())
+        # A tar or Parquet file is noted for each of its photos.
+        noted = list(records) if self._whole else list({one.place: one for one in records}.values())
+        found = np.array(noted, np.int64).reshape(-1, len(_Noted._fields))
+        found = found[np.argsort(found[:, 0], kind="stable")]
+        self._places, self._states, unversioned, gone = found.T
+        self._unversioned, self._gone = unversioned.astype(bool), gone.astype(bool)
+        self._seen = np.zeros(len(found), bool)
+
+    def compare(self, files: Sequence[File]) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) bool each: not in the index; in it, and another now. The files count as seen."""
+        places = np.array([hash(file.uri) for file in files], np.int64)
+        at = np.minimum(np.searchsorted(self._places, places), max(0, len(self._places) - 1))
+        there = self._places[at] == places if len(self._places) else np.zeros(len(places), bool)
+        self._seen[at[there]] = True
+        changed = np.zeros(len(places), bool)
+        changed[there] = [self._is_other(a, file) for a, file, known in zip(at, files, there, strict=True) if known]
+        return ~there, changed
+
+    def _is_other(self, at: int, file: File) -> bool:
+        if self._gone[at]:
+            return True
+        if not self._unversioned[at]:
+            return bool(self._states[at] != hash(file.identity))
+        return self._whole and bool(self._states[at] != hash(f"{file.size:x}-"))  # all that was noted is a size
+
+    def unseen(self) -> int:
+        """How many files, of which the index does not know that they are gone, were in no listing."""
+        return int((~self._seen & ~self._gone).sum())
+
+    def is_unseen(self, uri: str) -> bool:
+        """Whether a file of the index was in no listing."""
+        return not self._seen[np.searchsorted(self._places, hash(uri))]
+
+
+class _Noted(NamedTuple):
+    """What an index noted of a file, by hashes that this process alone understands."""
+
+    place: int
+    state: int
+    unversioned: bool
+    gone: bool
+
+    @classmethod
+    def of(cls, record: ImageRecord, whole: bool) -> _Noted:
+        """`whole`: a photo is a file, and else lies in one, whose identity it has."""
+        state = f"{record.length:x}-{record.version}" if whole else record.version
+        return cls(hash(record.uri), hash(state), not record.version, record.version == GONE)

@@ -1,0 +1,143 @@
+"""What counts as done: parts that are there, whole, and made of their inputs as they are now."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import Config
+from pipeline.engine.done import FitChanges, Look, record_fit_inputs
+from pipeline.engine.stage import Stage, index_folder
+from pipeline.errors import ConfigError
+from pipeline.operations.retry import remove_parts
+from pipeline.operations.source import open_source
+from pipeline.stages.run import resolve_run
+from tests.pipeline.report.tiny_runs import config_of, make_run, run_stage, scene
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(6):
+        (source / f"{number}.jpg").write_bytes(scene(number))
+    config = config_of(source, tmp_path / "run")
+    return config.model_copy(update={"source": config.source.model_copy(update={"shard_size": 2})})
+
+
+@pytest.fixture
+def table(config: Config) -> dict[str, Stage]:
+    """A finished run of three shards."""
+    stages = make_run(config, ("instances", "clusters"))
+    record_fit_inputs(stages["clusters"])
+    run_stage(stages["panoptic"], config, stages)
+    return stages
+
+
+def pending(table: dict[str, Stage]) -> dict[str, list[int]]:
+    look = Look(table.values())
+    return {name: look.pending(stage) for name, stage in table.items()}
+
+
+def redo(stage: Stage, config: Config, table: dict[str, Stage], shard: int) -> None:
+    Path(stage.part(shard)).unlink(missing_ok=True)
+    others = {other: Path(stage.part(other)).read_bytes() for other in range(3) if Path(stage.part(other)).exists()}
+    run_stage(stage, config, table)
+    for other, data in others.items():
+        Path(stage.part(other)).write_bytes(data)
+
+
+NOTHING = {"instances": [], "clusters": [], "panoptic": []}
+
+
+def test_a_part_without_its_input_is_not_done_and_can_be_read(table: dict[str, Stage], config: Config) -> None:
+    assert pending(table) == NOTHING
+    Path(table["instances"].part(1)).unlink()
+    assert pending(table) == {"instances": [1], "clusters": [], "panoptic": [1]}
+    assert Look(table.values()).usable(table["panoptic"]) == {0, 1, 2}
+    redo(table["instances"], config, table, 1)
+    assert pending(table) == NOTHING  # the same rows came out
+
+
+def test_other_rows_of_an_input_make_what_was_made_of_them_old(table: dict[str, Stage], config: Config) -> None:
+    Path(config.source.uri, "2.jpg").write_bytes(scene(40))  # under the same name, and the index does not know
+    redo(table["instances"], config, table, 1)
+    assert pending(table) == {"instances": [], "clusters": [], "panoptic": [1]}
+    assert Look(table.values()).usable(table["panoptic"]) == {0, 2}
+    assert Look(table.values()).changes(table["clusters"]) == FitChanges(known=3, changed=1)
+    redo(table["panoptic"], config, table, 1)
+    assert pending(table) == NOTHING
+
+
+def test_a_part_that_somebody_replaced_is_seen_though_it_claims_the_checksum(table: dict[str, Stage]) -> None:
+    part = Path(table["instances"].part(2))
+    rows = pq.read_table(part)
+    place = rows.schema.get_field_index("score")
+    scores = pa.array([[0.5] * len(row) for row in rows["score"].to_pylist()], rows.schema.field(place).type)
+    pq.write_table(rows.set_column(place, rows.schema.field(place), scores), part)
+    assert pending(table) == {"instances": [], "clusters": [], "panoptic": [2]}
+
+
+def test_a_fit_whose_parts_are_mostly_others_is_to_be_made_again(table: dict[str, Stage], config: Config) -> None:
+    for shard in (0, 1):
+        Path(config.source.uri, f"{2 * shard}.jpg").write_bytes(scene(50 + shard))
+        redo(table["instances"], config, table, shard)
+    assert pending(table) == {"instances": [], "clusters": [0], "panoptic": [0, 1, 2]}
+
+
+def test_another_artifact_makes_all_parts_old(table: dict[str, Stage]) -> None:
+    artifact = Path(table["clusters"].folder, "artifact.json")
+    artifact.write_text(artifact.read_text().replace("9.0", "8.0"))
+    assert pending(table) == {"instances": [], "clusters": [], "panoptic": [0, 1, 2]}
+
+
+def test_a_source_that_grew_and_changed_leaves_its_other_shards_done(table: dict[str, Stage], config: Config) -> None:
+    Path(config.source.uri, "7.jpg").write_bytes(scene(7))
+    photo = Path(config.source.uri, "5.jpg")
+    photo.write_bytes(photo.read_bytes())
+    os.utime(photo, ns=(0, photo.stat().st_mtime_ns + 10**9))
+    extended = resolve_run(config, open_source(config, extend=True))
+    assert {name: stage.fingerprint for name, stage in extended.stages.items()} == {
+        name: stage.fingerprint for name, stage in table.items()
+    }
+    assert pending(extended.stages) == {"instances": [2, 3], "clusters": [], "panoptic": [2, 3]}
+    for name in ("instances", "panoptic"):
+        run_stage(extended.stages[name], config, extended.stages)
+    assert pending(extended.stages) == NOTHING
+    assert Look(extended.stages.values()).changes(extended.stages["clusters"]).added == 1
+
+
+def test_a_copy_of_a_run_without_its_times_is_done(table: dict[str, Stage], config: Config) -> None:
+    for age, path in enumerate(sorted(Path(config.run.uri).rglob("*"), reverse=True)):
+        os.utime(path, (1e9 - age, 1e9 - age))
+    assert pending(table) == NOTHING
+
+
+def test_parts_of_a_time_when_they_did_not_say_are_done(table: dict[str, Stage], config: Config) -> None:
+    for stage in table.values():
+        for shard in range(3) if stage.kind == "shard" else ():
+            rows = pq.read_table(stage.part(shard))
+            pq.write_table(rows.replace_schema_metadata({}), stage.part(shard))
+    Path(table["clusters"].folder, "inputs.json").unlink()
+    assert pending(table) == NOTHING
+    redo(table["instances"], config, table, 0)  # and says now
+    assert pending(table) == {"instances": [], "clusters": [], "panoptic": [0]}
+
+
+def test_retry_removes_the_parts_with_such_rows(table: dict[str, Stage], config: Config) -> None:
+    (whole := Path(config.source.uri, "3.jpg")).write_bytes(b"")
+    redo(table["instances"], config, table, 1)
+    redo(table["panoptic"], config, table, 1)
+    whole.write_bytes(scene(3))
+    run = resolve_run(config, open_source(config))
+    with pytest.raises(ConfigError, match="--retry: broken is unknown; the statuses are missing, empty, undecodable"):
+        remove_parts(run, ["broken"])
+    remove_parts(run, ["missing", "crashed"])
+    assert pending(table) == NOTHING
+    remove_parts(resolve_run(config, open_source(config)), ["empty"])
+    assert pending(table) == {"instances": [1], "clusters": [], "panoptic": [1]}
+    assert index_folder(config) == run.index.folder
