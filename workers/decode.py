@@ -57,9 +57,9 @@ class DecodeError(ValueError):
 def decode_image(data: bytes, limits: DecodeLimits) -> Pixels:
     """Encoded bytes -> (H, W, 3) uint8 RGB, upright as EXIF says, C-contiguous and writable.
 
-    Transparent parts are white. Samples of up to 16 bits are scaled by the range of 8, 10, 12 or 16 bits that they use
-    (`workers.deep`); 32-bit integers and floats have no range of their own, so [0, 1] floats are scaled by 255 and all
-    else from its least to its greatest finite value. A JPEG that lacks only its end is read, and grey where it lacks.
+    Transparent parts are white. Samples of up to 16 bits are scaled by the range of 8, 10, 12, 14 or 16 bits that they
+    use (`workers.deep`); 32-bit integers and floats have no range of their own, so [0, 1] floats are scaled by 255 and
+    all else from its least to its greatest finite value. A JPEG that lacks only its end is read, and grey there.
     DecodeError for anything that is not an image within the limits.
     """
     if not data:
@@ -173,8 +173,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         samples = np.asarray(image)
-        white = deep.white_of(image, int(samples.max(initial=0)))
-        return Image.fromarray(deep.to_eight_bits(samples, white)).convert("RGB")
+        return Image.fromarray(deep.to_eight_bits(samples, deep.white_of(image, samples))).convert("RGB")
     if image.mode in {"I", "F"}:
         return Image.fromarray(_stretch(np.asarray(image))).convert("RGB")
     if not image.has_transparency_data:

@@ -1,7 +1,7 @@
 """Pictures of more than 8 bits a sample -> 8 bits, by the range that their samples really use.
 
-A sensor of 10 or 12 bits is stored in 16 as a rule: scaled by 65535, its photos would be nearly black. Pillow keeps
-all bits of one channel, and of colours the upper byte alone; the lower one comes by reading with the bytes swapped.
+A sensor of 10, 12 or 14 bits is stored in 16 as a rule: scaled by 65535, its photos would be dark or black. Pillow
+keeps all bits of one channel, and of colours the upper byte alone; the lower comes by reading with the bytes swapped.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-RANGES = (255, 1023, 4095, 65535)  # the largest sample of 8, 10, 12 and 16 bits
+RANGES = (255, 1023, 4095, 16383, 65535)  # the largest sample of 8, 10, 12, 14 and 16 bits
 BITS_PER_SAMPLE, MAX_SAMPLE_VALUE = 258, 281  # TIFF tags
-DARK = 15  # an upper byte that 12 bits reach
+DARK = 63  # the largest upper byte that 14 bits reach
 NATIVE = "L" if sys.byteorder == "little" else "B"
 SWAPPED = {"RGB;16L": "RGB;16B", "RGB;16B": "RGB;16L", "RGB;16N": "RGB;16B" if NATIVE == "L" else "RGB;16L"}
 
 
-def white_of(image: Image.Image, greatest: int) -> int:
-    """The sample that means white: as the TIFF says, else the end of the smallest range with the `greatest` sample."""
+def white_of(image: Image.Image, samples: NDArray[Any]) -> int:
+    """The sample that means white: as the TIFF says, else the end of the smallest range with the greatest sample. A
+    picture of one value tells no range, and is taken to have 16 bits."""
+    least, greatest = int(samples.min(initial=65535)), int(samples.max(initial=0))
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
     told = tags.get(MAX_SAMPLE_VALUE, (0,))
@@ -30,7 +32,7 @@ def white_of(image: Image.Image, greatest: int) -> int:
         return int(white)
     if 8 < bits < 16:
         return (1 << bits) - 1
-    return next(end for end in RANGES if greatest <= end)
+    return next(end for end in RANGES if greatest <= end) if least < greatest else RANGES[-1]
 
 
 def to_eight_bits(samples: NDArray[Any], white: int) -> NDArray[np.uint8]:
@@ -58,4 +60,4 @@ def _swapped(args: Any) -> Any:
 def join_bytes(upper: Image.Image, lower: Image.Image) -> Image.Image:
     """Two RGB pictures of the same samples' bytes -> RGB of 8 bits, by the samples' range."""
     samples = np.asarray(upper).astype(np.uint16) << 8 | np.asarray(lower)
-    return Image.fromarray(to_eight_bits(samples, white_of(upper, int(samples.max(initial=0)))))
+    return Image.fromarray(to_eight_bits(samples, white_of(upper, samples)))

@@ -27,6 +27,7 @@ from model.checkpoint.detectron2 import (
     into_place,
     owned,
 )
+from model.checkpoint.strangers import HEAD, looks, stranger
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "checkpoint.json"
@@ -73,7 +74,7 @@ def from_files(files: Mapping[str, bytes], origin: str = "the checkpoint") -> Ch
         raise ValueError(f"{origin} lacks {', '.join(missing)}; give the folder of a whole checkpoint")
     manifest = _read_manifest(files[MANIFEST], origin)
     if hashlib.sha256(files[WEIGHTS]).hexdigest() != manifest["weights"]["sha256"]:
-        raise ValueError(f"{origin}: {WEIGHTS} is not the file that {MANIFEST} describes; copy both again")
+        raise _not_whole(origin, WEIGHTS, files[WEIGHTS], f"is not the file that {MANIFEST} describes")
     try:
         state = safetensors.torch.load(files[WEIGHTS])
     except SafetensorError as error:
@@ -115,11 +116,17 @@ def _check_config(checkpoint: Checkpoint) -> None:
         raise ValueError(f"the config says {counts} thing and stuff classes, the weights {list(class_counts(state))}")
 
 
+def _not_whole(origin: str, name: str, data: bytes, what: str) -> ValueError:
+    """The error of a file of a checkpoint that `what` is wrong with, unless it is plainly no such file at all."""
+    what, remedy = stranger(data[:HEAD]) or (what, "copy the checkpoint again, both files")
+    return ValueError(f"{origin}: {name} {what} ({looks(data, len(data))}); {remedy}")
+
+
 def _read_manifest(data: bytes, origin: str) -> dict[str, Any]:
     try:
         manifest = json.loads(data)
     except ValueError as error:
-        raise ValueError(f"{origin}: {MANIFEST} is not JSON ({error}); copy the checkpoint again") from error
+        raise _not_whole(origin, MANIFEST, data, f"is not JSON ({error})") from error
     if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
         raise ValueError(
             f"{origin}: {MANIFEST} is not of format {FORMAT} version {VERSION}; write it with this release"

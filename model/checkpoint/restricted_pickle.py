@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.checkpoint.strangers import ZIP, head_of, looks, require_weights
+
 NUMBERS = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)")  # dtypes that are accepted, as numpy spells them in a pickle
-ZIP = b"PK\x03\x04"  # how torch.save's files begin
 TORCH_LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # how they began before torch 1.6
 BROKEN = (  # what pickle, numpy and torch raise on a file that is cut short, damaged or made to mislead
     *(pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError),
@@ -42,8 +43,8 @@ def read_weights(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}; give the path of a checkpoint (.pth or .pkl)")
-    with path.open("rb") as stream:
-        start = stream.read(len(TORCH_LEGACY))
+    require_weights(path)
+    start = head_of(path)
     if not start.startswith((ZIP, TORCH_LEGACY)):
         return read_pickle(path)
     # Mapped, so that the optimizer's state, which is as large as the weights, is not read. Of a path with this suffix
@@ -52,17 +53,18 @@ def read_weights(path: str | Path) -> Any:
     try:
         with path.open("rb") as stream:
             return torch.load(path if mapped else stream, map_location="cpu", weights_only=True, mmap=mapped)
-    except BROKEN as error:  # without torch's own words: they advise to turn the restriction off
+    except BROKEN as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = (
             f"it asks for the global {refused[1]}, which is refused"
             if refused
             else f"torch fails on it ({type(error).__name__})"
         )
-        raise ValueError(
-            f"{path} is not a checkpoint of plain weights: {reason}; fetch it again, or if you trust its origin, save "
-            "its 'model' alone with the program that wrote it"
-        ) from error
+    # Outside `except`: torch's own words advise to turn the restriction off, and a traceback would print them.
+    raise ValueError(
+        f"{path} is not a checkpoint of plain weights ({looks(start, path.stat().st_size)}): {reason}; fetch it again, "
+        "or if you trust its origin, save its 'model' alone with the program that wrote it"
+    )
 
 
 def read_pickle(path: str | Path) -> Any:
@@ -71,13 +73,15 @@ def read_pickle(path: str | Path) -> Any:
     Strings of Python 2 are read as latin1. ValueError naming the file, and the global where one was refused, when it
     holds anything but arrays, tensors, dict, OrderedDict, list, tuple, strings, bytes and numbers, or is broken.
     """
-    with Path(path).open("rb") as stream:
+    path = Path(path)
+    with path.open("rb") as stream:
         try:
             return _plain(_WeightsUnpickler(stream).load())
         except BROKEN as error:
+            seen = looks(head_of(path), path.stat().st_size)
             raise ValueError(
-                f"{path} is not a pickle of plain weights: {error}; if you trust its origin, load it with the program "
-                "that wrote it and save a dict of numpy arrays"
+                f"{path} is not a pickle of plain weights ({seen}): {error}; if you trust its "
+                " origin, load it with the program that wrote it and save a dict of numpy arrays"
             ) from error
 
 

@@ -112,9 +112,9 @@ def status(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
 def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """What a run would do, how long and how big, from the rates measured so far. Starts nothing."""
     with user_errors(as_json):
-        from pipeline.operations.status import plan_of, planned_status, print_plan
+        from pipeline.operations.status import plan_of, planned, print_plan
 
-        status = planned_status(load(config, overrides))
+        status = planned(load(config, overrides))
         answer(plan_of(status), as_json, lambda: print_plan(status))
 
 

@@ -113,6 +113,13 @@ def evaluate_panoptic(
         str, typer.Option(help="Clusters to classes: hungarian (one to one), vote (as published) or identity.")
     ] = "hungarian",
     leftover: Annotated[str, typer.Option(help="Clusters without a class: error, or argmax.")] = "error",
+    void: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A category of the truth (name or id) or a value of its PNGs that is not scored, beside 0; repeat for "
+            "more, or none. By default what is called void, unlabeled, ignore, and 255 or white without a segment."
+        ),
+    ] = None,
     supercategories: Annotated[bool, typer.Option("--supercategories", help="Score stuff by supercategory.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -135,6 +142,7 @@ def evaluate_panoptic(
             mode=mode,  # type: ignore[arg-type]
             leftover=leftover,  # type: ignore[arg-type]
             stuff_by_supercategory=supercategories,
+            void=void,
         )
         answer(found, as_json, lambda: print_scores(found), files=found["files"])
 

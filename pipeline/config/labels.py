@@ -55,6 +55,9 @@ class SourceConfig(Section):
     exclude: Patterns = ()
     limit: int | None = Field(None, ge=1)  # for a first look: so many of the photos, drawn with `seed`
     seed: int = Field(0, ge=0)
+    # Photos that were listed and cannot be had, though the source answers and they were asked for again. `auto`: those
+    # that are refused fail their shard, those that are not there become rows; fail, row: all of them.
+    on_missing: Literal["auto", "fail", "row"] = "auto"
     label_maps: bool = False  # take one-channel PNGs that have a photo of their name for photos too
     uri_column: str = "uri"  # of a manifest: the places of the photos; all other columns are keys
 

@@ -7,18 +7,30 @@ import logging
 import math
 import os
 import signal
+import socket
+import sys
 import threading
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 import ray
 import ray.data
 
 from pipeline.config.workers import WorkersConfig
+from pipeline.engine.log import say
 from pipeline.errors import ConfigError
 
 RECEIPT_STORE_BYTES = 150 * 2**20  # the object store carries receipts, shard numbers and centroids
+CONNECT_S = 10.0  # until an address that does not answer is given up
+CLIENT_PORT = 10001  # of `ray://head`
+SOCKET_PATH = 103 if sys.platform == "darwin" else 107  # bytes that the system takes
+SOCKET = (
+    "/ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store"  # in the temporary folder, at its longest
+)
+SHORT_FOLDER = "/tmp/ray"
 
 
 @contextmanager
@@ -55,12 +67,44 @@ def _keeping_sigterm() -> Iterator[None]:
 
 
 def _join(address: str) -> None:
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # Ray asks 20 times, for 40 s each
     try:
+        _require_listener(address)
         ray.init(address=address, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"--address: cannot join the Ray cluster {address!r}: {error}; is it running, and reachable from here?"
+            f"--address: cannot join the Ray cluster {address!r}: {reason}; is it running, and reachable from here?"
         ) from error
+
+
+def _require_listener(address: str) -> None:
+    """OSError when nobody listens at an address: Ray would try for minutes, and say so in lines of its own."""
+    scheme, _, place = (_named_by_auto() if address == "auto" else address).rpartition("://")
+    url = urllib.parse.urlsplit(f"//{place}")
+    host, port = url.hostname, url.port or (CLIENT_PORT if scheme == "ray" else None)
+    if host is None or port is None:  # for Ray to judge
+        return
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_S).close()
+    except OSError:
+        if host not in {"localhost", "127.0.0.1", "::1"}:
+            raise
+        own = ray.util.get_node_ip_address()  # under which Ray speaks to this machine
+        socket.create_connection((own, port), timeout=CONNECT_S).close()
+
+
+def _named_by_auto() -> str:
+    """The address that `auto` stands for; empty where only Ray can tell."""
+    with suppress(OSError):
+        return os.environ.get("RAY_ADDRESS") or (Path(_temporary_folder()) / "ray/ray_current_cluster").read_text()
+    return ""
+
+
+def _temporary_folder() -> str:
+    """Below which Ray keeps what belongs to a session, unless it is told another."""
+    of_system = os.environ.get("TMPDIR") if sys.platform == "linux" else None  # Ray heeds it there alone
+    return os.environ.get("RAY_TMPDIR") or of_system or "/tmp"
 
 
 def _quieten_ray() -> None:
@@ -161,11 +205,32 @@ def _start_local(workers: WorkersConfig) -> None:
             f"workers.size x workers.memory_gb asks for {needed:g} GiB of memory, this machine has {installed:.3g}; "
             "lower them"
         )
-    ray.init(
-        address="local",  # never a cluster that happens to run on this machine: --address names that one
-        num_cpus=max(os.cpu_count() or 1, math.ceil(max(workers.size.min, workers.train_workers) * workers.cpus)) + 2,
-        object_store_memory=RECEIPT_STORE_BYTES,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
+    folder = _session_folder()
+    try:
+        ray.init(
+            address="local",  # never a cluster that happens to run on this machine: --address names that one
+            num_cpus=max(os.cpu_count() or 1, math.ceil(max(workers.size.min, workers.train_workers) * workers.cpus))
+            + 2,
+            object_store_memory=RECEIPT_STORE_BYTES,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            _temp_dir=folder,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"cannot start Ray on this machine, in {folder or _temporary_folder()}: {error}; set RAY_TMPDIR to a "
+            f"folder that you may write to, with a path of at most {SOCKET_PATH - len(SOCKET)} bytes"
+        ) from error
+
+
+def _session_folder() -> str | None:
+    """A short folder for Ray's session where the path of its sockets would be too long; None: Ray's own choice."""
+    folder = _temporary_folder()
+    if len(os.fsencode(folder)) + len(SOCKET) <= SOCKET_PATH:
+        return None
+    say(
+        f"Ray keeps its session in {SHORT_FOLDER}, as sockets in {folder} would have a path of more than {SOCKET_PATH} "
+        f"bytes; set RAY_TMPDIR to a folder of at most {SOCKET_PATH - len(SOCKET)} bytes to choose another"
     )
+    return SHORT_FOLDER

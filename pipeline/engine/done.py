@@ -57,6 +57,11 @@ class Look:
         room."""
         return self._find(stage, strict=False)
 
+    def sizes(self, stage: Stage, *, strict: bool = True) -> dict[int, int]:
+        """The bytes of each part that is done (or, not `strict`, usable), or of the artifact, by shard."""
+        found, written = self._find(stage, strict=strict), self._written[stage.folder]
+        return {shard: written[_file(stage, shard)].size for shard in sorted(found)}
+
     def there(self, stage: Stage) -> list[int]:
         """The shards whose part is there and whole, right or not; of a fit [0] or nothing."""
         shards = range(1 if stage.kind == "fit" else stage.shards)

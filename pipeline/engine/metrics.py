@@ -6,6 +6,8 @@ Ray puts `ray_` before a name and `_total` behind a counter's; `docker/grafana-d
 
 from __future__ import annotations
 
+import string
+import urllib.parse
 from typing import Any
 
 from pipeline.engine.receipts import Receipt
@@ -29,13 +31,18 @@ def exported_names() -> set[str]:
     return {f"ray_{name}_total" for name in COUNTERS} | {f"ray_{name}" for name in GAUGES}
 
 
+def in_ascii(text: str) -> str:
+    """`text` with all but ASCII percent-encoded, since Ray refuses other values of tags."""
+    return urllib.parse.quote(text, safe=string.printable, errors="surrogateescape")
+
+
 class StageMetrics:
     """The counts of one stage while it runs. Needs a connection to Ray."""
 
     def __init__(self, run: str, stage: str, *, done: int, pending: int) -> None:
         from ray.util.metrics import Counter, Gauge
 
-        self._where = {"run": run, "stage": stage}
+        self._where = {"run": in_ascii(run), "stage": stage}
         self._metrics: dict[str, Any] = {
             **{name: Counter(name, description=text, tag_keys=keys) for name, (text, keys) in COUNTERS.items()},
             **{name: Gauge(name, description=text, tag_keys=keys) for name, (text, keys) in GAUGES.items()},

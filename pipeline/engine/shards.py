@@ -29,14 +29,16 @@ import pyarrow.parquet as pq
 from pipeline.config import Config
 from pipeline.engine.attempts import Attempts
 from pipeline.engine.done import CONTENT, DIGITS, MADE_OF, identities_of_artifacts, made_of
+from pipeline.engine.missing import AskAgain, judge_missing
 from pipeline.engine.receipts import Receipt
 from pipeline.engine.stage import Stage
-from pipeline.sources.fetch import UNREACHED, load_photo
-from pipeline.sources.index import Index, open_index
+from pipeline.sources.fetch import load_photo
+from pipeline.sources.index import open_index
 from pipeline.store import storage
 from pipeline.store.weights import local_weights
+from workers.counts import count
 from workers.phases import Phases
-from workers.records import ImageRecord, Status, with_columns, with_metadata
+from workers.records import GONE, ImageRecord, Status, with_columns, with_metadata
 
 if TYPE_CHECKING:
     from workers.images import LoadedImage
@@ -129,19 +131,7 @@ class ShardActor(ABC):
         with phases("write"):
             part = _encode(table, self.job.metadata | {MADE_OF: json.dumps(inputs)})
             storage.write_bytes(self.job.stage.part(shard), part)
-        rows = collections.Counter(table["status"].to_pylist())
-        instances = sum(len(entries) for entries in table["rle"].to_pylist()) if "rle" in table.column_names else 0
-        return {
-            "ok": True,
-            "rows": dict(rows),
-            "instances": instances,
-            "bytes": len(part),
-            "pixels": self.pixels(table),
-        }
-
-    def pixels(self, table: pa.Table) -> dict[str, int]:
-        """Pixels by what they became, for stages that decide it."""
-        return {}
+        return {"ok": True, "bytes": len(part), **count(table)}
 
 
 def _encode(table: pa.Table, metadata: dict[str, str]) -> bytes:
@@ -168,6 +158,7 @@ class PhotoShards(ShardActor):
         decode = self.config.decode
         self._fetcher = self.index.fetcher()
         self._limits = DecodeLimits(max_pixels=decode.max_pixels, min_side=decode.min_side)
+        self._again = AskAgain()
         self.worker = self.make_worker()
 
     @abstractmethod
@@ -181,10 +172,10 @@ class PhotoShards(ShardActor):
         """The worker's table of these photos, one row each, in order."""
         if self.attempts.current.one_by_one and records:
             tables = [self.compute([image], records, phases) for image in self._one_by_one(records)]
-            return _unless_source_is_away(pa.concat_tables(tables), self.index)
+            return self._judged(pa.concat_tables(tables), records)
         images = ahead(self._load, records, depth=self.config.workers.prefetch)
         table = self.compute(_timed(self._watched(images), phases, "wait_for_input"), records, phases)
-        return _unless_source_is_away(table, self.index)
+        return self._judged(table, records)
 
     def compute(self, images: Iterable[LoadedImage], records: Sequence[ImageRecord], phases: Phases) -> pa.Table:
         """The worker's table of these images, which are those of the records or some of them."""
@@ -220,7 +211,11 @@ class PhotoShards(ShardActor):
         )
 
     def _load(self, record: ImageRecord) -> LoadedImage:
-        return load_photo(self._fetcher, record, self._limits)
+        return self._again(lambda: load_photo(self._fetcher, record, self._limits), record)
+
+    def _judged(self, table: pa.Table, records: Sequence[ImageRecord]) -> pa.Table:
+        gone = {record.image_id for record in records if record.version == GONE}
+        return judge_missing(table, self.index, gone, self.config.source.on_missing)
 
 
 def _without_secrets(table: pa.Table) -> pa.Table:
@@ -230,34 +225,6 @@ def _without_secrets(table: pa.Table) -> pa.Table:
     place = table.schema.get_field_index("uri")
     shown = pa.array([storage.redact(uri) for uri in table["uri"].to_pylist()], pa.string())
     return table.set_column(place, table.schema.field(place), shown)
-
-
-def _unless_source_is_away(table: pa.Table, index: Index) -> pa.Table:
-    """The table, unless photos are missing for a reason that is not theirs: rows would say so for good.
-
-    PermissionError: each of several photos was refused. ConnectionError: no web server of several was reached.
-    FileNotFoundError: there is nothing at all at the source.
-    """
-    rows = zip(table["status"].to_pylist(), table["error"].to_pylist(), strict=True)
-    errors = [error for status, error in rows if status == Status.MISSING.value]
-    if not errors:
-        return table
-    if 1 < len(errors) == len(table) and all("PermissionError" in error for error in errors):
-        raise PermissionError(
-            f"all {len(errors)} photos were refused, the first by {errors[0]}; give the workers access to the source "
-            "and run again"
-        )
-    if 1 < len(errors) == len(table) and all(UNREACHED in error for error in errors):
-        raise ConnectionError(
-            f"none of the servers of {len(errors)} photos was reached, the first by {errors[0]}; run again when this "
-            "machine reaches the network"
-        )
-    if not index.source_answers():
-        raise FileNotFoundError(
-            f"nothing is at {index.source}, as seen from {socket.gethostname()}: mount or restore the source there and "
-            f"run again ({errors[0]})"
-        )
-    return table
 
 
 def read_part(stage: Stage, shard: int, columns: list[str] | None = None) -> pa.Table:

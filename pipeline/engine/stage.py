@@ -65,7 +65,7 @@ def index_folder(config: Config) -> str:
     of later ones that say something."""
     source = config.source
     later = [(name, field.default) for name, field in type(source).model_fields.items() if name not in FIRST_KEYS]
-    unsaid = {name for name, default in later if getattr(source, name) == default}
+    unsaid = {name for name, default in later if getattr(source, name) == default} | {"on_missing"}
     return storage.join(config.run.uri, "index", digest(source.model_dump(mode="json", exclude=unsaid)))
 
 

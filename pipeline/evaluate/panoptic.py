@@ -7,7 +7,7 @@ and one pair of images.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -80,13 +80,13 @@ class StuffBySupercategory:
         return replace(image, segments=tuple(segments))
 
 
-class ThingsAlone:
-    """The labels of `source` without their stuff, whose pixels become void."""
+class WithoutCategories:
+    """The labels of `source` without the categories `gone`, whose pixels become void."""
 
-    def __init__(self, source: LabelSource) -> None:
+    def __init__(self, source: LabelSource, gone: Collection[int]) -> None:
         self._source = source
         self.shown = source.shown
-        self.categories = {i: category for i, category in source.categories.items() if category.is_thing}
+        self.categories = {i: category for i, category in source.categories.items() if i not in gone}
 
     @property
     def names(self) -> Sequence[str]:
@@ -94,9 +94,17 @@ class ThingsAlone:
 
     def read(self, name: str) -> PanopticImage:
         image = self._source.read(name)
-        things = tuple(segment for segment in image.segments if segment.category in self.categories)
-        ids = np.where(np.isin(image.ids, [thing.id for thing in things]), image.ids, np.int32(VOID_ID))
-        return replace(image, ids=ids, segments=things)
+        kept = tuple(segment for segment in image.segments if segment.category in self.categories)
+        ids = np.where(np.isin(image.ids, [segment.id for segment in kept]), image.ids, np.int32(VOID_ID))
+        found = image.detections and tuple(one for one in image.detections if one.category in self.categories)
+        return replace(image, ids=ids, segments=kept, detections=found)
+
+
+class ThingsAlone(WithoutCategories):
+    """The labels of `source` without their stuff, whose pixels become void."""
+
+    def __init__(self, source: LabelSource) -> None:
+        super().__init__(source, {i for i, category in source.categories.items() if not category.is_thing})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,8 +123,9 @@ class LabelPair:
 class LabelPairs:
     """Every image of the truth with its prediction, in the order of the predictions, then those without one.
 
-    Names are matched as `ImageNames` says. ConfigError: one of the sides has no image, a prediction is of no image of
-    the truth, or two are of one image; while iterating, a size that differs.
+    Names are matched as `ImageNames` says, whole paths first. Predictions of other images are left out: `unknown` are
+    their names. ConfigError: one of the sides has no image, no prediction is of an image of the truth, or two are of
+    one; while iterating, a size that differs.
     """
 
     def __init__(self, truth: LabelSource, predicted: LabelSource) -> None:
@@ -124,15 +133,15 @@ class LabelPairs:
         for source in (truth, predicted):
             if not source.names:
                 raise ConfigError(f"{source.shown} holds no labelled image")
-        known = ImageNames(truth.names, truth.shown)
-        for name in predicted.names:
-            if known.claim(name, predicted.shown) is None:
-                raise ConfigError(
-                    f"{predicted.shown}: the image {name!r} is none of the {len(truth.names)} images of {truth.shown}, "
-                    f"such as {truth.names[0]!r}; predict those images, and no others"
-                )
-        self._prediction_of = known.claimed
+        image_of = _matched(truth, predicted)
+        if not image_of:
+            raise ConfigError(
+                f"{predicted.shown}: the image {predicted.names[0]!r} is none of the {len(truth.names)} images of "
+                f"{truth.shown}, such as {truth.names[0]!r}, nor is any other; predict images that have a truth"
+            )
+        self._prediction_of = {image_of[name]: name for name in predicted.names if name in image_of}
         self.missing = [name for name in truth.names if name not in self._prediction_of]
+        self.unknown = [name for name in predicted.names if name not in image_of]
 
     def __len__(self) -> int:
         return len(self._prediction_of) + len(self.missing)
@@ -147,6 +156,19 @@ class LabelPairs:
     def _pair(self, truth: PanopticImage, predicted: PanopticImage) -> LabelPair:
         check_size(predicted.origin, predicted.ids.shape, truth.origin, truth.ids.shape)
         return LabelPair(truth, predicted, segment_overlaps(truth.ids, predicted.ids), half_of(truth.name))
+
+
+def _matched(truth: LabelSource, predicted: LabelSource) -> dict[str, str]:
+    """The image of the truth of each prediction that has one. An image whose whole path was predicted is not also that
+    of a namesake in another folder."""
+    known, paths = ImageNames(truth.names, truth.shown), {image_stem(name) for name in truth.names}
+    exact = [name for name in predicted.names if image_stem(name) in paths]
+    found = {name: known.claim(name, predicted.shown) for name in exact}
+    taken = set(found.values())
+    for name in predicted.names:
+        if name not in found and known.find(name) not in taken:
+            found[name] = known.claim(name, predicted.shown)
+    return {name: image for name, image in found.items() if image is not None}
 
 
 def half_of(name: str) -> int:

@@ -4,8 +4,8 @@ Clusters have no names, so they are mapped to the classes of the truth first (ma
 learns the mapping, a second one scores. The mapping sees the images that it is then scored on, as is customary; beside
 it stands what a mapping learnt on one half of the images (by a hash of their names) is worth on the other half.
 
-Panoptic quality is given twice: *merged*, where the stuff of one class is one segment an image, of the prediction and
-of the truth, and *unmerged*, segment by segment as they are, which is what the COCO evaluator and U2Seg compute.
+Panoptic quality is given twice: segment by segment as they are, which is what the COCO evaluator and U2Seg compute, and
+*merged*, where the stuff of one class is one segment an image, of the prediction and of the truth.
 AP and AR are of all that was detected when the parts are a model's predictions, which list it with its scores; of the
 visible things otherwise. Semantic scores are of the categories of the id maps, strict and as published
 (model/semantic_metrics.py).
@@ -33,9 +33,16 @@ from pipeline.evaluate.mapping import (
     identity,
     one_to_one,
 )
-from pipeline.evaluate.panoptic import LabelPairs, LabelSource, StuffBySupercategory, open_labels
+from pipeline.evaluate.panoptic import (
+    LabelPairs,
+    LabelSource,
+    StuffBySupercategory,
+    WithoutCategories,
+    open_labels,
+)
 from pipeline.evaluate.results import Names, percent, write_json
-from pipeline.evaluate.tally import Tally
+from pipeline.evaluate.tally import MERGED, Tally
+from pipeline.evaluate.void import Void
 from pipeline.sources.coco import Categories, CocoInstances, CocoPanoptic
 from pipeline.stages.parts import Inputs
 
@@ -54,6 +61,7 @@ def evaluate_run(
     leftover: Leftover = "error",
     thresholds: VoteThresholds | None = None,
     stuff_by_supercategory: bool = False,
+    void: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Score panoptic labels and write the result to `output`/panoptic.json; returns what it holds, with `files`.
 
@@ -66,16 +74,22 @@ def evaluate_run(
         leftover: of `hungarian`: a cluster without a partner is an `error`, or gets its commonest class (`argmax`).
         thresholds: of `vote`.
         stuff_by_supercategory: score stuff by supercategory, as U2Seg does.
+        void: what of the truth is not scored, as `Void` takes it.
 
     Raises:
         ConfigError: inputs that cannot be read or do not fit each other; the message names the file.
     """
-    true: LabelSource = open_labels(truth, truth_pngs)
+    opened = open_labels(truth, truth_pngs)
+    unscored = Void(opened, void)
+    true: LabelSource = WithoutCategories(opened, unscored.categories)
     if stuff_by_supercategory:
         true = StuffBySupercategory(true)
-    predicted = open_labels(predictions, prediction_pngs)
+    predicted: LabelSource = open_labels(predictions, prediction_pngs)
+    if mode == "identity" and predicted.categories:
+        predicted = WithoutCategories(predicted, unscored.categories)
     whole = CocoInstances(instances) if instances else None
     found = score_labels(predicted, true, instances=whole, mode=mode, leftover=leftover, thresholds=thresholds)
+    found |= {"void": unscored.told()}
     return found | {"files": [write_json(output, RESULT, found)]}
 
 
@@ -111,6 +125,7 @@ def score_labels(
         "options": {"leftover": leftover} if mode == "hungarian" else _vote_options(mode, thresholds),
         "images": len(pairs),
         "images_without_prediction": asdict(Names.of(pairs.missing)),
+        "predictions_without_truth": asdict(Names.of(pairs.unknown)),
         "classes": [category._asdict() for category in truth.categories.values()],
         "clusters": {kind: sum(c.is_thing is k for c in clusters.values()) for kind, k in _KINDS.items()},
         "mapping": {str(cluster): category for cluster, category in sorted(class_of.items())},
@@ -205,8 +220,8 @@ _QUALITIES = {
     "all": "",
     "things": "_things",
     "stuff": "_stuff",
-    "all, unmerged": "_unmerged",
-    "stuff, unmerged": "_stuff_unmerged",
+    "all, stuff merged": MERGED,
+    "stuff, merged": f"_stuff{MERGED}",
 }
 
 
@@ -255,6 +270,11 @@ def _remarks(result: Mapping[str, Any]) -> Iterator[str]:
         f"{result['images']} images; {len(result['mapping'])} of {clusters} clusters have a class; "
         f"{result['segments_without_class']} of {result['segments']} segments have none and count as void"
     )
+    if "void" in result:
+        yield f"void of the truth, {result['void_share']:.1%} of its pixels, is not scored: {result['void']}"
+    if unknown := result["predictions_without_truth"]["count"]:
+        first = result["predictions_without_truth"]["first"][0]
+        yield f"{unknown} predicted images have no truth, such as {first}: they are left out"
     if missing := result["images_without_prediction"]["count"]:
         first = result["images_without_prediction"]["first"][0]
         yield f"{missing} images have no prediction, such as {first}: all that is in them counts as missed"

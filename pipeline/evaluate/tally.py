@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.metrics.instances import Instance
-from model.metrics.panoptic import PanopticQuality, PanopticResult
+from model.metrics.panoptic import VOID_ID, PanopticQuality, PanopticResult
 from model.metrics.semantic import ConfusionCounts, score
 from pipeline.evaluate.instances import InstanceScores, TrueInstances, found_instances
 from pipeline.evaluate.mapping import ClassOf, Evidence, relabel, rename_overlaps
@@ -21,6 +21,7 @@ from pipeline.evaluate.panoptic import LabelPair
 from pipeline.evaluate.results import mean_of_known, plain
 from pipeline.sources.coco import Categories
 
+MERGED = "_merged"  # of the stuff of a class in an image: one segment, on either side
 SEMANTIC = {"mIoU": "miou", "accuracy": "accuracy"}
 
 
@@ -34,7 +35,7 @@ class Tally:
         self._all = MappingScores(clusters, classes, class_of)
         self._halves = None if by_half is None else [MappingScores(clusters, classes, learnt) for learnt in by_half]
         self._agnostic = InstanceScores(class_agnostic=True)
-        self._segments = self._without_class = self._without_score = 0
+        self._segments = self._without_class = self._without_score = self._pixels = self._void = 0
 
     def add(self, pair: LabelPair, objects: TrueInstances) -> None:
         true, found = objects.of(pair.truth), found_instances(pair.predicted, self._things)
@@ -42,6 +43,8 @@ class Tally:
         if self._halves is not None:
             self._halves[pair.half].add(pair, true, found)
         self._agnostic.add(true, found, {})
+        self._pixels += pair.truth.ids.size
+        self._void += sum(shared for (true_id, _), shared in pair.overlaps.items() if true_id == VOID_ID)
         segments = pair.predicted.segments
         self._segments += len(segments)
         self._without_class += sum(s.category not in self._all.class_of for s in segments)
@@ -52,6 +55,7 @@ class Tally:
             "segments": self._segments,
             "segments_without_class": self._without_class,
             "things_without_score": self._without_score,
+            "void_share": self._void / self._pixels,
             "class_agnostic": plain(self._agnostic.numbers()),
             "all_images": plain(self._all.numbers()),
             "other_half": self._other_half(),
@@ -75,13 +79,13 @@ class MappingScores:
         self._classes = classes
         self._same = {category: category for category in classes}
         self._stuff = {category for category, is_thing in kinds.items() if not is_thing}
-        self._quality = {"": PanopticQuality(kinds), "_unmerged": PanopticQuality(kinds)}
+        self._quality = {"": PanopticQuality(kinds), MERGED: PanopticQuality(kinds)}
         self._instances = InstanceScores()
         self._evidence = Evidence(clusters, classes)
 
     def add(self, pair: LabelPair, true: Sequence[Instance], found: Sequence[Instance]) -> None:
         for suffix, quality in self._quality.items():
-            merge = set() if suffix else self._stuff
+            merge = self._stuff if suffix == MERGED else set()
             true_ids, true_segments = relabel(pair.truth.segments, self._same, merge)
             new_ids, segments = relabel(pair.predicted.segments, self.class_of, merge)
             quality.update_overlaps(rename_overlaps(pair.overlaps, true_ids, new_ids), true_segments, segments)
@@ -101,7 +105,7 @@ class MappingScores:
         return found
 
     def per_class(self) -> dict[int, dict[str, float]]:
-        """By class: panoptic quality (merged), AP and AR of things, IoU (strict)."""
+        """By class: panoptic quality, AP and AR of things, IoU (strict)."""
         counts, table = self._classwise()
         ious = score(counts, table).strict
         instances = self._instances.per_class()

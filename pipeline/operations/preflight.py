@@ -6,16 +6,23 @@ Each raises ConfigError with the key, the value and the remedy.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 
 from model.backbone import check_weights
+from model.backbone.names import OFFICIAL_URLS
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.sources.choice import choice_of
-from pipeline.sources.index import check_source
-from pipeline.stages.table import define_stages
+from pipeline.sources.index import check_source, scan
+from pipeline.stages.base import Definition
+from pipeline.stages.table import define_stages, faults
 from pipeline.store import storage
 from pipeline.store.retries import BRIEF
 from pipeline.store.weights import local_weights
+
+AT_FIRST = 16  # photos that are listed, then as many again
 
 
 def check_all(config: Config) -> None:
@@ -24,17 +31,64 @@ def check_all(config: Config) -> None:
         stage.check(config, None)
     check_backbone(config)
     check_run_folder(config.run.uri)
-    source = config.source
     try:
-        check_source(
-            source.uri,
-            source.format,
-            image_column=source.image_column,
-            anonymous=source.anonymous,
-            choice=choice_of(config),
-        )
+        _check_source(config)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_source(config: Config) -> None:
+    source, choice = config.source, choice_of(config)
+    check_source(source.uri, source.format, image_column=source.image_column, anonymous=source.anonymous, choice=choice)
+
+
+def foreseen(config: Config) -> list[str]:
+    """What is bound to fail of a run that has not begun, a line each. Nothing is written and no weights are fetched; of
+    the source so much is listed as is needed to know that it has photos enough."""
+    found = []
+    if not _is_fetched(config):
+        try:
+            check_backbone(config)
+        except ConfigError as error:
+            found.append(str(error))
+    stages = list(define_stages(config).values())
+    try:
+        _check_source(config)
+        return found + faults(stages, config, _look(config, stages))
+    except (OSError, ValueError) as error:
+        return [storage.redact(str(error)), *found, *faults(stages, config, None)]
+
+
+@dataclass(frozen=True)
+class _Look:
+    images: int
+
+
+def _look(config: Config, stages: Sequence[Definition]) -> _Look:
+    """As many photos of the source as no stage finds too few, else all that it has."""
+    source, images = config.source, 0
+    records = scan(
+        source.uri,
+        source.format,
+        image_column=source.image_column,
+        threads=1,
+        anonymous=source.anonymous,
+        choice=replace(choice_of(config), label_maps=True),  # whether a picture is one is seen by reading many
+    )
+    records = islice(records, source.limit)
+    whatever_their_number = len(faults(stages, config, None))
+    while len(faults(stages, config, _Look(images))) > whatever_their_number:
+        more = sum(1 for _ in islice(records, max(images, AT_FIRST)))
+        if not more:
+            break
+        images += more
+    return _Look(images)
+
+
+def _is_fetched(config: Config) -> bool:
+    """Whether a run fetches its weights, unless it has done so before."""
+    weights = config.backbone.weights
+    return storage.is_remote(weights) or (weights == "official" and config.backbone.name in OFFICIAL_URLS)
 
 
 def check_backbone(config: Config) -> None:

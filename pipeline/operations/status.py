@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from rich.console import Console
 from rich.table import Column, Table
 
 from pipeline.config import Config
@@ -13,6 +14,7 @@ from pipeline.engine.log import stdout_console
 from pipeline.engine.receipts import list_receipts
 from pipeline.engine.status import StageStatus, stage_status
 from pipeline.errors import ConfigError
+from pipeline.operations.preflight import foreseen
 from pipeline.operations.source import Listing, describe_listing
 from pipeline.stages.base import Run
 from pipeline.stages.run import find_run
@@ -46,12 +48,13 @@ def run_status(config: Config) -> RunStatus:
         return _not_begun(config) if run is None else status_of(run)
 
 
-def planned_status(config: Config) -> RunStatus:
-    """As `run_status`, and how the source differs from its index, where its listing takes no more than a moment."""
+def planned(config: Config) -> RunStatus:
+    """As `run_status`; of a run that has begun also how the source differs from its index, where its listing takes no
+    more than a moment, of another what is bound to fail, for which its source is looked at."""
     with storage.failures_as(ConfigError, config.run.uri, "give access to run.uri, or ask again when it answers"):
         run = find_run(config)
         if run is None:
-            return _not_begun(config)
+            return replace(_not_begun(config), faults=foreseen(config))
         listing = Listing(config, run.index)
         return replace(status_of(run), listing=describe_listing(listing.wait(PLAN_PATIENCE_S)))
 
@@ -62,7 +65,7 @@ def status_of(run: Run) -> RunStatus:
     with ThreadPoolExecutor(AT_A_TIME) as pool:  # a bucket is asked for all stages at once
         look = run.look
         stages = list(
-            pool.map(lambda stage: stage_status(run.uri, stage, look.done(stage), listed), run.stages.values())
+            pool.map(lambda stage: stage_status(run.uri, stage, look.sizes(stage), listed), run.stages.values())
         )
     left = [run.definitions[stage.stage] for stage in stages if stage.done < stage.shards]
     found = faults(left, config, run.index)
@@ -136,6 +139,7 @@ def print_plan(status: RunStatus) -> None:
     console = stdout_console()
     if status.images is None:
         console.print(f"index {status.source}, then every stage; nothing is measured yet", soft_wrap=True)
+        _print_faults(status.faults, console)
         return
     _print_left_out(status)
     elastic = f" (up to {status.most_workers})" if status.most_workers > status.workers else ""
@@ -152,7 +156,11 @@ def print_plan(status: RunStatus) -> None:
     console.print(table)
     if status.listing:
         console.print(status.listing, markup=False, soft_wrap=True)
-    for fault in status.faults:
+    _print_faults(status.faults, console)
+
+
+def _print_faults(faults: list[str], console: Console) -> None:
+    for fault in faults:
         console.print(f"bound to fail: {fault}", markup=False, soft_wrap=True)
 
 

@@ -130,7 +130,7 @@ def load_weights(uri: str, *, score: float | None = None) -> Weights:
             keywords["combine_confidence"] = score
         model = PanopticCascadeRCNN(*counts, **keywords)
         load_state(model, state, **counts._asdict(), origin=shown)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"--weights: there is no {shown}, or it lacks {MANIFEST} or {WEIGHTS}; {REMEDY}") from error
     except storage.store_errors(uri) as error:
         raise ConfigError(f"--weights: cannot read {shown}: {storage.redact(str(error))}") from error

@@ -82,6 +82,8 @@ class CocoPanoptic:
         self.uri = uri
         self.shown = storage.redact(uri)
         self.pngs = pngs or uri.removesuffix(".json")
+        self.void: frozenset[int] = frozenset()  # ids in PNGs that are void too, where no segment has them
+        self.void_found: set[int] = set()  # those of them that were there
         document = read_document(uri, "COCO panoptic", "annotations", document=document)
         self.categories = read_categories(document.get("categories", ()), self.shown)
         self._images = {image["id"]: image for image in _images(document, self.shown, "id", "file_name")}
@@ -123,11 +125,20 @@ class CocoPanoptic:
         annotation = self._annotations[name]
         where = storage.redact(storage.join(self.pngs, annotation["file_name"]))
         segments = tuple(_segment(entry, where) for entry in annotation["segments_info"])
-        image = PanopticImage(name, where, decode_ids(self.png(name), where), segments)
+        ids = self._without_void(decode_ids(self.png(name), where), segments)
+        image = PanopticImage(name, where, ids, segments)
         check_image(image, self.categories)
         listed = self._images.get(annotation["image_id"], {})
         check_size(where, image.ids.shape, self.shown, (listed.get("height"), listed.get("width")))
         return image
+
+    def _without_void(self, ids: NDArray[np.int32], segments: Sequence[PanopticSegment]) -> NDArray[np.int32]:
+        for number in self.void - {segment.id for segment in segments}:
+            there = ids == number
+            if there.any():
+                self.void_found.add(number)
+                ids[there] = VOID_ID
+        return ids
 
     def _name(self, annotation: Mapping[str, Any]) -> str:
         try:
@@ -300,6 +311,7 @@ def check_image(image: PanopticImage, categories: Mapping[int, Category]) -> Non
     }
     if any(problems.values()):
         words = "; ".join(f"{sorted(ids)[:SHOWN]} {what}" for what, ids in problems.items() if ids)
+        words += " (an evaluation is told by --void which ids are void)" if drawn - set(listed) else ""
         raise ConfigError(f"{image.origin}: segment ids of the image {image.name!r}: {words}")
     unknown = sorted({segment.category for segment in image.segments} - categories.keys())
     if categories and unknown:

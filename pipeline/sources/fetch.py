@@ -49,6 +49,7 @@ class Fetcher:
         self._anonymous = anonymous
         self._lock = threading.Lock()
         self._files: OrderedDict[str, ParquetRows] = OrderedDict()
+        self._read: set[str] = set()  # tars
 
     def fetch(self, record: ImageRecord) -> bytes:
         """The encoded image; empty for an empty file or a null. `fetch_status` judges what the store raises."""
@@ -60,7 +61,13 @@ class Fetcher:
             return self._parquet_file(record.uri).read(record.offset)
         if record.offset == 0:  # a tar's members lie behind a header, so this is a file of its own
             return read_whole(record.uri, anonymous=self._anonymous)
-        return storage.read_bytes(record.uri, record.offset, record.length, anonymous=self._anonymous)
+        data = storage.read_bytes(record.uri, record.offset, record.length, anonymous=self._anonymous)
+        self._read.add(record.uri)
+        return data
+
+    def has_read(self, record: ImageRecord) -> bool:
+        """Whether another photo of the same tar was read."""
+        return record.version != GONE and record.uri in self._read
 
     def fetch_head(self, record: ImageRecord, length: int) -> bytes:
         """The first `length` bytes, or all there are, of an image whose length is known (of no Parquet source)."""
@@ -103,6 +110,8 @@ def load_photo(fetcher: Fetcher, record: ImageRecord, limits: DecodeLimits) -> L
     except DecodeError as error:
         status, message = error.status, str(error)
     except storage.store_errors(record.uri) as error:
+        if fetcher.has_read(record):
+            raise  # what was just there is not missing
         status, message = fetcher.fetch_status(record, error)
     return LoadedImage(record.image_id, None, status, message)
 
@@ -224,7 +233,10 @@ def image_leaves(uri: str, schema: pa.Schema, column: str) -> list[str]:
     """
     name = storage.redact(uri)
     if column not in schema.names:
-        raise ValueError(f"source.image_column: {name} has no column '{column}', only {', '.join(schema.names)}")
+        raise ValueError(
+            f"source.image_column: {name} has no column '{column}', only {', '.join(schema.names)}; of places of "
+            "photos set source.format: manifest, and source.uri_column to their column"
+        )
     kind = schema.field(column).type
     leaves = [column]
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:

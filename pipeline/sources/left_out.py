@@ -10,6 +10,8 @@ from typing import Any
 from workers.formats import IMAGE_EXTENSIONS, remedy
 
 EXTENSIONS_COUNTED = 100
+LABEL_MAPS = "label maps beside photos (source.label_maps: true takes them)"
+OWN = "of a run, an export or a COCO panoptic JSON"
 NOT_CHOSEN = "not chosen by source.include and source.exclude"
 NOT_SAMPLED = "beyond the sample of source.limit"
 
@@ -66,10 +68,10 @@ class Ignored:
         found = {
             "hidden": self.hidden,
             "links or devices": self.special,
-            "label maps beside photos": self.label_maps,
+            LABEL_MAPS: self.label_maps,
             NOT_CHOSEN: self.not_chosen,
             NOT_SAMPLED: self.not_sampled,
-            **{f"in {folder}, which a run or an export made": count for folder, count in sorted(self.own.items())},
+            **{f"in {folder} ({OWN})": count for folder, count in sorted(self.own.items())},
         }
         return {reason: count for reason, count in found.items() if count}
 

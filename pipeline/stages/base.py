@@ -16,7 +16,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from pipeline.config import Config
 from pipeline.engine.done import Look
@@ -72,6 +72,13 @@ class Run:
         return DecodeLimits(max_pixels=self.config.decode.max_pixels, min_side=self.config.decode.min_side)
 
 
+class Photos(Protocol):
+    """How many photos a source has: its index, or a look at it."""
+
+    @property
+    def images(self) -> int: ...
+
+
 class Definition(ABC):
     """A stage of the table. It holds nothing but the round of self-training that it belongs to, 0 for none."""
 
@@ -100,9 +107,9 @@ class Definition(ABC):
     def content(self, config: Config, facts: Facts) -> Content:
         """Plain data: everything that decides its content beside its inputs."""
 
-    def check(self, config: Config, index: Index | None) -> None:  # noqa: B027 (most stages have nothing to say)
+    def check(self, config: Config, index: Photos | None) -> None:  # noqa: B027 (most stages have nothing to say)
         """Raise ConfigError, with key, value and remedy, for what is bound to fail and can be seen before any work;
-        `index` is None before the source was listed."""
+        `index` is None where it is not known how many photos there are."""
 
 
 class ShardStage(Definition):

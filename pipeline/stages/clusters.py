@@ -7,8 +7,7 @@ from pipeline.engine.fits import kmeans_actors, said_now_and_then
 from pipeline.engine.shards import read_part
 from pipeline.engine.stage import Stage
 from pipeline.errors import ConfigError
-from pipeline.sources.index import Index
-from pipeline.stages.base import FitStage, Run, thing_stage
+from pipeline.stages.base import FitStage, Photos, Run, thing_stage
 from pipeline.stages.facts import Content, Facts, sections
 
 
@@ -21,7 +20,7 @@ class Clusters(FitStage):
     def content(self, config: Config, facts: Facts) -> Content:
         return {"seed": config.clusters_seed, **sections(config, "clusters")}
 
-    def check(self, config: Config, index: Index | None) -> None:
+    def check(self, config: Config, index: Photos | None) -> None:
         nested = thing_stage(config) == "things"
         key, most = ("things.most", config.things.most) if nested else ("maskcut.max_masks", config.maskcut.max_masks)
         if index is not None and config.clusters.k > index.images * most:

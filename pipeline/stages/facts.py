@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from model.backbone.weights import resolve_weights
@@ -51,6 +53,35 @@ class Facts:
 def sections(config: Config, *names: str) -> Content:
     """Sections of the config as plain data. Seeds are said apart, as what they are in the end."""
     return {name: getattr(config, name).model_dump(exclude={"seed"}) for name in names}
+
+
+def require_there(places: Mapping[str, str | None]) -> None:
+    """ConfigError unless there is a file or folder at each of these places, which are by their keys of the config."""
+    faults = [fault for key, uri in places.items() if uri is not None and (fault := _not_there(key, uri))]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def require_weights(places: Mapping[str, str | None]) -> None:
+    """ConfigError for local files at these places, which are by their keys of the config, that plainly are no weights.
+    Folders, and what lies in a store, are looked at when they are read."""
+    for key, uri in places.items():
+        if uri is not None and not storage.is_remote(uri) and Path(uri).is_file():
+            from model.checkpoint import strangers  # loads torch, which a look at most runs can do without
+
+            try:
+                strangers.require_weights(Path(uri))
+            except ValueError as error:
+                raise ConfigError(f"{key}: {error}") from error
+
+
+def _not_there(key: str, uri: str) -> str:
+    errors: tuple[type[Exception], ...] = (*storage.store_errors(uri), ValueError)  # ValueError: unknown scheme
+    try:
+        found = storage.exists(uri)
+    except errors as error:
+        return f"{key}: cannot look at {storage.redact(uri)!r}: {storage.redact(str(error))}"
+    return "" if found else f"{key}: there is no {storage.redact(uri)!r}; correct the path, or bring it there"
 
 
 def _teacher(config: Config, *, download: bool) -> str:

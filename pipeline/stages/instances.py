@@ -12,8 +12,7 @@ from pipeline.config import Config
 from pipeline.engine.receipts import Receipt, add_histograms, add_up
 from pipeline.engine.shards import PhotoShards
 from pipeline.errors import ConfigError
-from pipeline.sources.index import Index
-from pipeline.stages.base import ShardStage
+from pipeline.stages.base import Photos, ShardStage
 from pipeline.stages.facts import Content, Facts, sections
 from workers.records import Status, instances_schema
 
@@ -24,6 +23,15 @@ if TYPE_CHECKING:
 
 BEYOND_DOUBT = (32, 0.95)  # readable photos, and the share of them without a mask, at which the stage need not go on
 GO_ON = "Raise run.max_empty to go on all the same"
+MEND = {  # of photos that cannot be read, by what became of them
+    Status.MISSING: "Bring them back, or give the workers access to the source",
+    Status.EMPTY: "They hold no byte: bring them to the source again",
+    Status.UNDECODABLE: "They are damaged, or no photos of a known format: see that source.uri is the right one",
+    Status.TOO_LARGE: "Raise decode.max_pixels",
+    Status.TOO_SMALL: "Lower decode.min_side",
+    Status.CRASHED: "Give the workers more memory (workers.memory_gb)",
+    Status.CHANGED: "They were replaced while the run went on",
+}
 
 
 class InstanceShards(PhotoShards):
@@ -72,7 +80,7 @@ class Instances(ShardStage):
             del content["crf"]["fast"]
         return content
 
-    def check(self, config: Config, index: Index | None) -> None:
+    def check(self, config: Config, index: Photos | None) -> None:
         patch = patch_size(config.backbone.name)
         sizes = {"merge_tree.image_size": config.merge_tree.image_size}
         if config.instances.method == "maskcut":
@@ -93,8 +101,10 @@ class Instances(ShardStage):
         return InstanceShards
 
     def complaint(self, config: Config, receipts: Sequence[Receipt], *, final: bool) -> str | None:
-        """Most readable photos have no mask."""
+        """No photo can be read, or most readable ones have no mask."""
         empty, readable = count_empty(receipts)
+        if final and not readable:
+            return _nothing_readable(receipts)
         least, share = (1, config.run.max_empty) if final else BEYOND_DOUBT
         if readable < least or empty <= max(share, config.run.max_empty) * readable:
             return None
@@ -106,6 +116,18 @@ def count_empty(receipts: Sequence[Receipt]) -> tuple[int, int]:
     rows = add_up(receipt.rows for receipt in receipts)
     empty = rows.get(Status.NO_MASKS, 0)
     return empty, empty + rows.get(Status.OK, 0)
+
+
+def _nothing_readable(receipts: Sequence[Receipt]) -> str | None:
+    rows = add_up(receipt.rows for receipt in receipts)
+    if not rows:
+        return None
+    counts = ", ".join(f"{count} {status}" for status, count in rows.items())
+    remedy = MEND[Status(next(iter(rows)))]  # of the commonest
+    return (
+        f"none of the {sum(rows.values())} photos can be read: {counts}. {remedy}, then run with --retry; the column "
+        "`error` says why"
+    )
 
 
 def _why(config: Config, receipts: Sequence[Receipt]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Self
 
 from pipeline.config import Config
 from pipeline.engine.shards import ShardActor, read_part
-from pipeline.stages.base import ShardStage, round_of, stage_of_round, thing_stage
+from pipeline.engine.stage import Stage
+from pipeline.errors import ConfigError
+from pipeline.stages.base import Run, ShardStage, round_of, stage_of_round, thing_stage
 from pipeline.stages.facts import Content, Facts
 from workers.records import PREDICTIONS_SCHEMA
 
@@ -65,6 +67,24 @@ class SelfLabels(ShardStage):
 
     def actor(self) -> type[SelfLabelShards]:
         return SelfLabelShards
+
+
+def require_predictions(run: Run, number: int) -> None:
+    """ConfigError when no prediction was sure enough for the labels of a round: it would learn the old ones again."""
+    if next(_scores(run.stages[f"labels_{number}"]), None) is not None:
+        return
+    surest = max(_scores(run.stages[stage_of_round("predictions", number - 1)]), default=None)
+    seen = "the model detects nothing" if surest is None else f"the surest has {surest:.3g}"
+    raise ConfigError(
+        f"no prediction has a score of self_training.thresholds {_threshold(run.config, number):g}, and {seen}, so "
+        f"that round {number} would learn its old labels again: lower the threshold, or train the model longer first"
+    )
+
+
+def _scores(stage: Stage) -> Iterator[float]:
+    """The scores of all predictions in the parts of a stage; old labels have none."""
+    for shard in range(stage.shards):
+        yield from read_part(stage, shard, ["score"])["score"].combine_chunks().flatten().drop_null().to_pylist()
 
 
 def _threshold(config: Config, number: int) -> float:

@@ -46,19 +46,6 @@ class PanopticShards(ShardActor):
         with phases("merge"):
             return self._worker.process(records, instances, maps, reasons)
 
-    def pixels(self, table: pa.Table) -> dict[str, int]:
-        """Pixels of things, of stuff, and void."""
-        counts = {"thing": 0, "stuff": 0, "void": 0}
-        for row in table.select(["height", "width", "panoptic", "segments"]).to_pylist():
-            if row["panoptic"] is not None:
-                areas = {
-                    kind: sum(s["area"] for s in row["segments"] if s["is_thing"] is kind) for kind in (True, False)
-                }
-                counts["thing"] += areas[True]
-                counts["stuff"] += areas[False]
-                counts["void"] += row["height"] * row["width"] - areas[True] - areas[False]
-        return counts
-
 
 class Panoptic(ShardStage):
     name = "panoptic"

@@ -10,8 +10,8 @@ from pipeline.engine.fits import device_of_fits, fit_threads
 from pipeline.engine.progress import FitProgress
 from pipeline.engine.shards import PhotoShards
 from pipeline.engine.stage import Stage
-from pipeline.stages.base import FitStage, Run, ShardStage
-from pipeline.stages.facts import Content, Facts, sections
+from pipeline.stages.base import FitStage, Photos, Run, ShardStage
+from pipeline.stages.facts import Content, Facts, require_there, require_weights, sections
 from workers.records import SEMANTICS_SCHEMA
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ class RefineFit(FitStage):
         fit = semantics.model_dump(include={"classes", "refine_steps", "refine_batch_size", "refine_image_size"})
         backbone = facts.checksum("semantics.refine_backbone", semantics.refine_backbone)
         return {"seed": config.seed, "backbone": backbone, **fit}
+
+    def check(self, config: Config, index: Photos | None) -> None:
+        weights = {"semantics.refine_backbone": config.semantics.refine_backbone}
+        require_there(weights)
+        require_weights(weights)
 
     def fit(self, run: Run, stage: Stage) -> str:
         from pipeline.semantics.refine import fit_deeplab

@@ -11,9 +11,10 @@ from pipeline.engine.fits import device_of_fits, fit_threads
 from pipeline.engine.progress import FitProgress
 from pipeline.engine.shards import PhotoShards
 from pipeline.engine.stage import Stage
+from pipeline.errors import ConfigError
 from pipeline.semantics.sample import sample_size, sampled_rows
 from pipeline.sources.index import Index
-from pipeline.stages.base import FitStage, Run, ShardStage
+from pipeline.stages.base import FitStage, Photos, Run, ShardStage
 from pipeline.stages.facts import Content, Facts
 from pipeline.stages.teacher import conditioned_content, load_teacher
 from workers.images import with_rows_left_out
@@ -116,6 +117,19 @@ class StegoFit(FitStage):
         terms = asdict(semantics.loss_terms())  # a preset is what its numbers are
         terms |= {f"{term}_shift": "auto" for term in semantics.auto_shifts}
         return {"method": "stego", "seed": config.seed, **fit, "terms": terms}
+
+    def check(self, config: Config, index: Photos | None) -> None:
+        semantics = config.semantics
+        if index is None:
+            return
+        images = min(index.images, semantics.max_images or index.images)
+        items = images * (5 if semantics.crops == "five" else 1)
+        for key, needed in {"neighbours": max(2, semantics.neighbours + 1), "batch_size": semantics.batch_size}.items():
+            if items < needed:
+                raise ConfigError(
+                    f"semantics.{key} {getattr(semantics, key)} needs {needed} photos or crops, and {images} photos "
+                    f"give {items}: lower it, or give the source more photos"
+                )
 
     def fit(self, run: Run, stage: Stage) -> str:
         from pipeline.semantics.stego import fit_stego

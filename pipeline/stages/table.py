@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.engine.stage import Stage, digest
 from pipeline.errors import ConfigError
 from pipeline.sources.index import Index
-from pipeline.stages.base import Definition, ShardStage
+from pipeline.stages.base import Definition, Photos, ShardStage
 from pipeline.stages.facts import Facts
 from pipeline.store import storage
 from workers.records import SCHEMA_VERSION
@@ -52,8 +52,8 @@ def define_stages(config: Config) -> dict[str, Definition]:
     return {name: asked[name] for name in ordered}
 
 
-def faults(defined: Iterable[Definition], config: Config, index: Index) -> list[str]:
-    """What is bound to fail with this source, each as its stage says it."""
+def faults(defined: Iterable[Definition], config: Config, index: Photos | None) -> list[str]:
+    """What is bound to fail with this source, each as its stage says it; `index` as of `Definition.check`."""
     found = []
     for stage in defined:
         try:

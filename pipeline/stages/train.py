@@ -10,8 +10,9 @@ from pipeline.config import Config
 from pipeline.engine.fits import device_of_fits, fit_threads
 from pipeline.engine.progress import FitProgress
 from pipeline.engine.stage import Stage
-from pipeline.stages.base import FitStage, Run, categories, stage_of_round, thing_stage
-from pipeline.stages.facts import Content, Facts
+from pipeline.stages.base import FitStage, Photos, Run, categories, stage_of_round, thing_stage
+from pipeline.stages.facts import Content, Facts, require_there, require_weights
+from pipeline.stages.labels import require_predictions
 
 if TYPE_CHECKING:
     from pipeline.train.job import TrainSettings
@@ -50,10 +51,23 @@ class Train(FitStage):
         }
         return {**fit, **human, **weights}
 
+    def check(self, config: Config, index: Photos | None) -> None:
+        train = config.train
+        if self.round == 0:
+            labels, weights = (
+                {f"train.{key}": getattr(train, key) for key in keys}
+                for keys in (("labels", "label_images"), ("init", "backbone"))
+            )
+            beside = train.labels and train.labels.removesuffix(".json")
+            require_there({**labels, "train.label_pngs": train.label_pngs or beside, **weights})
+            require_weights(weights)
+
     def fit(self, run: Run, stage: Stage) -> str:
         from pipeline.train.coco_photos import CocoPhotos
         from pipeline.train.fit import fit_panoptic
 
+        if self.round:
+            require_predictions(run, self.round)
         photos, settings = self._photos(run), self._settings(run)
         train, workers, steps = run.config.train, run.config.workers, settings.optimisation.steps
         with FitProgress(stage.name, steps) as progress, fit_threads(workers) as cpus:

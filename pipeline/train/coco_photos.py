@@ -39,6 +39,8 @@ class CocoPhotos:
         names = sorted(self._labels.names)
         if not names:
             raise ConfigError(f"{storage.redact(labels)} has no annotation to train on")
+        if not any(self._labels.annotation(name)["segments_info"] for name in names):
+            raise ConfigError(f"{storage.redact(labels)} has {len(names)} photos without a segment: nothing to learn")
         self._names = [names[index] for index in chosen_fraction(len(names), fraction)]
         self.parts = np.arange(len(self._names)) // PART
         sizes = np.array([self._labels.size(name) for name in self._names])

@@ -36,6 +36,9 @@ from pipeline.train.job import (
 from pipeline.train.loop import train
 from pipeline.train.photos import TrainingPhotos
 
+GROWTH = 10.0  # times the loss of the first step, at the end: beyond what a spike leaves behind
+LEAST = 3.0  # that it is taken for; of a model that was trained before, or a batch without things, it may be near 0
+
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
@@ -74,8 +77,8 @@ def fit_panoptic(
     entries of the history; those of Ray's workers now and then, in a thread.
 
     ValueError: a batch that the workers cannot share equally, weights that do not fit, a checkpoint of another
-    training, labels that do not fit their photo, a loss that is not finite (with the ids of the images). RuntimeError:
-    Ray is not initialised or too small, or workers that die again and again.
+    training, labels that do not fit their photo, a loss that is not finite or beyond all measure (with the ids of the
+    images), or that has grown. RuntimeError: Ray is not initialised or too small, or workers that die again and again.
     """
     if storage.exists(storage.join(out, ARTIFACT)):
         return TrainResult(json.loads(storage.read_bytes(storage.join(out, ARTIFACT))))
@@ -119,8 +122,19 @@ def _train_and_write(
 ) -> None:
     trainer, record = train(job, ranks, device, on_log)
     if ranks.rank == 0:
+        _require_sound(record["history"])
         state = {name: values.detach().cpu() for name, values in trainer.best_model().state_dict().items()}
         _write_artifact(job, state, record["history"], config)
+
+
+def _require_sound(history: list[Entry]) -> None:
+    """ValueError for a training that has ended far above the loss that it began with."""
+    first, last = (float(history[place]["total"]) for place in (0, -1))
+    if last > GROWTH * max(first, LEAST):
+        raise ValueError(
+            f"the training has diverged: its loss is {last:.3g} in the last steps and was {first:.3g} in the first; "
+            "lower train.rate (in a round of self-training self_training.rate) or raise train.warmup_steps"
+        )
 
 
 def _write_artifact(

@@ -69,7 +69,8 @@ class PhotosOfLabels:
         limits: DecodeLimits,
         fraction: float = 1,
     ) -> None:
-        """`fraction` of the photos, at least one, chosen at random but always the same. ConfigError: there is none."""
+        """`fraction` of the photos, at least one, chosen at random but always the same. ConfigError: there is none, or
+        none has a segment."""
         self.num_things, self.num_stuff = num_things, num_stuff
         self.identity = f"{index.digest} {labels.identity} {len(labels.instances)} {fraction:g}"
         self._index, self._labels, self._limits = index, labels, limits
@@ -82,6 +83,11 @@ class PhotosOfLabels:
             raise ConfigError(
                 f"no image of the {len(labels.panoptic)} panoptic parts has labels to train on; "
                 "look at their status and error with `u2label status`"
+            )
+        if not any(map(_has_segments, labels.panoptic)):
+            raise ConfigError(
+                f"none of the {len(self.parts)} photos to train on has a segment, so there is nothing to learn; look "
+                "at the labels with `u2label report`, and lower maskcut.tau, crf.min_iou or things.min_score to get one"
             )
         kept = chosen_fraction(len(self.parts), fraction)
         self.parts, self._rows, self.wide = self.parts[kept], self._rows[kept], self.wide[kept]
@@ -148,6 +154,10 @@ def _readable_rows(part: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     rows = np.flatnonzero([status in READABLE for status in table["status"].to_pylist()])
     wide = table["width"].to_numpy()[rows] > table["height"].to_numpy()[rows]
     return rows, wide
+
+
+def _has_segments(part: str) -> bool:
+    return len(read_columns(part, ["segments"])["segments"].combine_chunks().flatten()) > 0
 
 
 def _row(table: Any, row: int) -> dict[str, Any]:

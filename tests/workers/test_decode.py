@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 import resource
 import struct
@@ -15,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from tests.workers.pictures import ANY_SIZE, LIMITS, decoded, encode, exif, photo, png_chunk
 from workers.decode import DecodeError, DecodeLimits, decode_image, resize_keep_aspect, resize_square
 from workers.formats import FORMATS
 from workers.records import Status
@@ -23,31 +23,6 @@ pytestmark = [  # Pillow's remarks on the broken files below
     pytest.mark.filterwarnings("ignore::UserWarning:PIL.*"),
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
 ]
-
-LIMITS = DecodeLimits()
-ANY_SIZE = DecodeLimits(max_pixels=2_000_000, min_side=1)
-
-
-def encode(image: Image.Image | np.ndarray, format: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(stream, format, **options)
-    return stream.getvalue()
-
-
-def photo(height: int = 90, width: int = 120) -> Image.Image:
-    """A smooth colour picture: lossy formats keep it to a few grey levels."""
-    y, x = np.mgrid[0:height, 0:width]
-    return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, 0 * x + 80], -1).astype(np.uint8))
-
-
-def exif(orientation: int) -> Image.Exif:
-    tags = Image.Exif()
-    tags[0x0112] = orientation
-    return tags
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_claiming(width: int, height: int) -> bytes:
@@ -236,10 +211,6 @@ def test_a_tiff_offset_that_is_a_fraction_is_bad_data() -> None:
 # What the pixels are
 
 
-def decoded(image: Image.Image | np.ndarray, format: str = "PNG", **options: object) -> np.ndarray:
-    return decode_image(encode(image, format, **options), ANY_SIZE)
-
-
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_gives_the_same_picture(format: str) -> None:
     options = {"JPEG": {"quality": 95}, "GIF": {}}.get(format, {})
@@ -321,13 +292,13 @@ def test_one_bit_is_black_and_white() -> None:
         (99, (10, 20), (0, 0)),
     ],
 )
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("format", sorted({"JPEG", "PNG", "WEBP", "TIFF", "AVIF"} & set(FORMATS)))
 def test_exif_puts_the_picture_upright(
     format: str, orientation: int, shape: tuple[int, int], corner: tuple[int, int]
 ) -> None:
     stored = np.zeros((10, 20, 3), np.uint8)
     stored[0, 0] = 255
-    options = {"JPEG": {"quality": 100}, "WEBP": {"lossless": True}}.get(format, {})
+    options = {"JPEG": {"quality": 100}, "WEBP": {"lossless": True}, "AVIF": {"quality": 100}}.get(format, {})
     pixels = decoded(stored, format, exif=exif(orientation), **options)
     assert pixels.shape == (*shape, 3)
     assert [tuple(spot) for spot in np.argwhere(pixels[..., 1] > 128)] == [corner]
@@ -345,97 +316,6 @@ def test_the_first_frame_of_an_animation() -> None:
     for format, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("PNG", {})):
         pixels = decoded(red, format, save_all=True, append_images=[blue], **options)
         assert pixels[10, 10].tolist() == [255, 0, 0]
-
-
-# More than 8 bits
-
-
-def tiff16(samples: np.ndarray) -> bytes:
-    """(H, W, 3) uint16 -> an uncompressed TIFF, which Pillow does not write."""
-    height, width, _ = samples.shape
-    data = samples.astype("<u2").tobytes()
-    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 122), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 128)]
-    tags += [(277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, len(data))]
-    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
-    return head + struct.pack("<HHH", 16, 16, 16) + data
-
-
-def png16(samples: np.ndarray) -> bytes:
-    height, width, _ = samples.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    data = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + data
-
-
-@pytest.mark.parametrize(("greatest", "white"), [(4095, 4095), (4032, 4095), (1000, 1023), (200, 255), (5000, 65535)])
-def test_samples_are_scaled_by_the_range_that_they_use(greatest: int, white: int) -> None:
-    grey = np.tile(np.linspace(0, greatest, 9).astype(np.uint16), (9, 1))
-    expected = np.rint(grey[0].astype(int) * 255 / white).astype(int).tolist()
-    for format in ("PNG", "TIFF"):
-        assert decoded(grey, format)[4, :, 0].tolist() == expected
-    colours = np.stack([grey, grey[:, ::-1], grey], -1)
-    for data in (png16(colours), tiff16(colours)):
-        found = decode_image(data, ANY_SIZE)
-        wanted = expected if white < 65535 else [value >> 8 for value in grey[0].tolist()]  # Pillow's upper bytes
-        assert found[4, :, 0].tolist() == wanted
-        assert found[4, :, 1].tolist() == wanted[::-1]
-
-
-def test_a_tiff_tells_its_range() -> None:
-    dark = np.tile(np.array([0, 250, 500, 1000], np.uint16), (9, 3))
-    assert decoded(dark, "TIFF", tiffinfo={281: 4000})[4, :4, 0].tolist() == [0, 16, 32, 64]
-
-
-# JPEGs that lack their end
-
-
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"exif": exif(6)}])
-def test_a_jpeg_that_lacks_only_its_end_is_read(options: dict[str, object]) -> None:
-    whole = encode(noisy(240, 240), "JPEG", **options)
-    expected = decode_image(whole, LIMITS).astype(int)
-    for missing in (1, 2, 3, len(whole) // 40):
-        pixels = decode_image(whole[:-missing], LIMITS)
-        assert pixels.shape == expected.shape
-        assert (np.abs(pixels - expected).max(axis=-1) > 40).mean() < 0.1
-    assert np.array_equal(decode_image(whole[:-2], LIMITS), expected)
-
-
-@pytest.mark.parametrize("options", [{}, {"progressive": True}])
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_a_jpeg_that_lacks_more_is_not(options: dict[str, object], share: float) -> None:
-    whole = encode(noisy(240, 240), "JPEG", **options)
-    with pytest.raises(DecodeError, match="image file is truncated"):
-        decode_image(whole[: int(len(whole) * (1 - share))], LIMITS)
-
-
-def noisy(height: int, width: int) -> Image.Image:
-    """As many bytes in each row of blocks."""
-    grain = np.random.default_rng(0).integers(-20, 20, (height, width, 3))
-    return Image.fromarray(np.clip(np.asarray(photo(height, width)) + grain, 0, 255).astype(np.uint8))
-
-
-# HEIC
-
-
-def test_heic_is_read_where_pillow_heif_is() -> None:
-    heif = pytest.importorskip("pillow_heif")
-    stream = io.BytesIO()
-    heif.from_pillow(photo()).save(stream, format="HEIF", quality=95)
-    pixels = decode_image(stream.getvalue(), LIMITS)
-    assert pixels.shape == (90, 120, 3)
-    assert np.abs(pixels.astype(int) - np.asarray(photo())).mean() < 6
-    for cut in (20, 200, len(stream.getvalue()) // 2):
-        assert outcome(stream.getvalue()[:cut]) is Status.UNDECODABLE
-
-
-def test_heic_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.decode.HAS_HEIC", False)
-    with pytest.raises(DecodeError, match=r"HEIC needs pillow-heif: pip install 'u2label\[heic\]'"):
-        decode_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", LIMITS)
-    with pytest.raises(DecodeError, match="not a readable image of the formats JPEG"):
-        decode_image(b"\0\0\0\x18ftypmp42\0\0\0\0mp41mp42", LIMITS)
 
 
 # Resizing

@@ -26,8 +26,11 @@ from model.shared_norm import share_statistics
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm)
 
 
+LARGEST_LOSS = 1e6  # a training begins near 10, and never comes back from here
+
+
 class LossNotFinite(ValueError):
-    """The loss of a batch is NaN or infinite; the message names the step and the images."""
+    """The loss of a batch is NaN, infinite or above LARGEST_LOSS; the message names the step and the images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ class PanopticTrainer:
     def advance(self, batch: Batch) -> dict[str, float]:
         """One step on this process's share of the batch. Returns the loss terms of the whole batch and `total`.
 
-        LossNotFinite, before the weights change, when the loss of any process is NaN or infinite.
+        LossNotFinite, before the weights change, when the loss of the batch is NaN, infinite or above LARGEST_LOSS.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.rate_at(self.step)
@@ -121,7 +124,7 @@ class PanopticTrainer:
         total = torch.stack(list(losses.values())).sum()
         terms = self.ranks.sum(torch.stack([*losses.values(), total]).detach().double()) / self.ranks.size
         values = dict(zip([*losses, "total"], terms.tolist(), strict=True))
-        if not math.isfinite(values["total"]):
+        if not _is_sound(values["total"]):
             raise LossNotFinite(self._what_is_wrong(values, batch, own=float(total.detach())))
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
@@ -169,12 +172,17 @@ class PanopticTrainer:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def _what_is_wrong(self, values: Mapping[str, float], batch: Batch, *, own: float) -> str:
-        wrong = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value) and name != "total"]
-        images = "of another process" if math.isfinite(own) else ", ".join(batch.image_ids)
+        wrong = [f"{name} {value:.4g}" for name, value in values.items() if not _is_sound(value) and name != "total"]
+        images = "of another process" if _is_sound(own) else ", ".join(batch.image_ids)
+        what = f"is {values['total']:.3g}" if math.isfinite(values["total"]) else "is not finite"
         return (
-            f"step {self.step + 1}: the loss is not finite ({', '.join(wrong) or 'total'}) on a batch with the images "
+            f"step {self.step + 1}: the loss {what} ({', '.join(wrong) or 'total'}) on a batch with the images "
             f"{images}; lower train.rate or raise train.warmup_steps, and look at these images"
         )
+
+
+def _is_sound(loss: float) -> bool:
+    return math.isfinite(loss) and loss <= LARGEST_LOSS
 
 
 def generator_of(seed: int, step: int, place: int) -> torch.Generator:

@@ -100,8 +100,8 @@ def score_scenes(folder: str, parts: Sequence[str]) -> Scores:
     things_alone = score_labels(ThingsAlone(labels), truth)
     scores = {key: found["class_agnostic"][f"mask_{key}"] for key in ("AP50", "AP", "AR100")}
     quality = ("PQ_things", "SQ_things", "RQ_things", "PQ_stuff", "PQ")
-    scores |= {key: found["all_images"][f"{key}_unmerged"] for key in quality}
-    scores["PQ_without_stuff"] = things_alone["all_images"]["PQ_unmerged"]
+    scores |= {key: found["all_images"][key] for key in quality}
+    scores["PQ_without_stuff"] = things_alone["all_images"]["PQ"]
     scores |= {"images": found["images"], "segments": found["segments"]}
     return scores | {"unmapped_segments": found["segments_without_class"]}
 

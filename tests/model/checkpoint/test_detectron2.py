@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -268,6 +269,20 @@ def test_files_of_two_checkpoints_never_pass_for_one(tmp_path: Path) -> None:
             from_files(one | {MANIFEST: broken})
     with pytest.raises(FileNotFoundError, match="no folder"):
         load_checkpoint(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, MANIFEST])
+def test_files_of_a_checkpoint_that_are_something_else_say_what(name: str) -> None:
+    whole = to_files(Checkpoint({"a": torch.zeros(2)}, CONFIG))
+    for data, what in {
+        b"version https://git-lfs.github.com/spec/v1\n": "is a Git LFS pointer and not the weights (43 bytes, ",
+        b"<html>403 Forbidden</html>": "is a web page and not the weights (26 bytes, the first are b'<html>403",
+        b"": "is empty (0 bytes",
+        whole[name][:100]: "(100 bytes, the first are",
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(name)) as caught:
+            from_files(whole | {name: data}, "s3://b/w")
+        assert what in str(caught.value)
 
 
 @pytest.mark.parametrize(

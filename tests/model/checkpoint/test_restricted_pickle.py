@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,37 @@ def test_other_files_are_refused(tmp_path: Path, data: bytes, name: str) -> None
         read_weights(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="absent"):
         read_weights(tmp_path / f"absent-{name}")
+
+
+@pytest.mark.parametrize(
+    ("data", "what", "remedy"),
+    [
+        (b"", "is empty", "fetch it again"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n",
+            "is a Git LFS pointer",
+            "git lfs pull",
+        ),
+        (b"\n <!doctype html><html>403 Forbidden</html>", "is a web page", "may want a login"),
+        (b"PK\x03\x04 cut short", "is cut off or damaged", "fetch it again"),
+        (b"hello", "is not a pickle of plain weights", "load it with the program that wrote it"),
+    ],
+)
+@pytest.mark.parametrize("name", ["w.pth", "w.pkl"])
+def test_a_file_that_is_no_weights_says_what_it_is_and_how_it_begins(
+    tmp_path: Path, data: bytes, what: str, remedy: str, name: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError) as caught:
+        read_weights(tmp_path / name)
+    message = str(caught.value)
+    assert what in message and remedy in message
+    assert f"({len(data):,} bytes, the first are {data[:16]!r})" in message
+
+
+def test_nothing_of_torchs_advice_to_load_all_the_same_is_shown(tmp_path: Path) -> None:
+    torch.save({"model": Attack(tmp_path / "executed")}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"bytes, the first are b'PK.*the global (posix|nt)\.system") as caught:
+        read_weights(tmp_path / "w.pth")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert not any(advice in shown for advice in ("weights_only=", "`weights_only`", "safe_globals(", "Unpickler"))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+
 import pytest
 import ray
 
 from pipeline.config import Config
-from pipeline.engine.cluster import actors_now, check_resources
+from pipeline.engine import cluster
+from pipeline.engine.cluster import SHORT_FOLDER, SOCKET, SOCKET_PATH, actors_now, check_resources, connect
 from pipeline.errors import ConfigError
 
 GIB = 2**30
@@ -73,3 +77,87 @@ def test_k_means_on_a_gpu_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4, "memory": 8 * GIB}}])
     with pytest.raises(ConfigError, match=r"workers.kmeans_device is 'cuda'"):
         check_resources(config(kmeans_device="cuda").workers)
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "localhost:{port}", "ray://127.0.0.1:{port}", "auto"])
+def test_an_address_where_nobody_listens_is_refused_in_one_line_and_ray_is_not_asked(
+    address: str, closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray would try for minutes"))
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")  # what auto means
+    with pytest.raises(ConfigError, match=r"--address: cannot join .*Connection refused; is it running") as refused:
+        cluster._join(address.format(port=closed_port))
+    assert "\n" not in str(refused.value)
+
+
+def test_the_cluster_of_this_machine_that_auto_means_may_have_ended(
+    closed_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray would try for minutes"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{closed_port}")
+    with pytest.raises(ConfigError, match=r"'auto': .*Connection refused"):
+        cluster._join("auto")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "auto", "local"])
+def test_ray_is_asked_where_somebody_listens_and_where_it_alone_knows(
+    address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+    monkeypatch.setattr(ray, "init", lambda address, **_: asked.append(address))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # where no cluster has left its address
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        given = address.format(port=server.getsockname()[1])
+        cluster._join(given)
+    assert asked == [given]
+
+
+def test_a_temporary_folder_too_deep_for_sockets_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room = SOCKET_PATH - len(SOCKET)
+    for folder, chosen in (
+        ("/" + "l" * (room - 1), None),
+        ("/" + "l" * room, SHORT_FOLDER),
+        ("/" + "ü" * 20, SHORT_FOLDER),
+    ):
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        assert cluster._session_folder() == chosen
+        said = " ".join(capsys.readouterr().err.split())
+        assert (said != "") == (chosen is not None)
+    assert f"Ray keeps its session in {SHORT_FOLDER}" in said and "set RAY_TMPDIR" in said
+
+
+def test_ray_that_cannot_start_says_where_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**options: object) -> None:
+        assert options["_temp_dir"] == SHORT_FOLDER
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(ray, "init", full)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_TMPDIR", "/" + "l" * 90)
+    message = (
+        rf"cannot start Ray on this machine, in {SHORT_FOLDER}: No space left on device; set RAY_TMPDIR to a folder"
+    )
+    with pytest.raises(ConfigError, match=message), connect(config(size=1, memory_gb=0.1).workers, None):
+        pass
+
+
+def test_the_temporary_folder_is_the_one_that_ray_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/scratch")
+    for platform, folder in (("linux", "/scratch"), ("darwin", "/tmp")):
+        monkeypatch.setattr(cluster.sys, "platform", platform)
+        assert cluster._temporary_folder() == folder
+    monkeypatch.setenv("RAY_TMPDIR", "/ray")
+    assert cluster._temporary_folder() == "/ray"

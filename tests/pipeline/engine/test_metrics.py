@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine import metrics
-from pipeline.engine.metrics import StageMetrics, exported_names
+from pipeline.engine.metrics import StageMetrics, exported_names, in_ascii
 from pipeline.engine.receipts import Receipt
 
 DASHBOARD = Path(__file__).resolve().parents[3] / "docker" / "grafana-dashboard.json"
@@ -38,12 +38,15 @@ class Recorded:
     """In place of Ray's counters and gauges: the totals by name and tags."""
 
     totals: dict[tuple[str, ...], float]
+    runs: set[str]
 
     def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
         self.name, self.keys = name, tag_keys
 
     def _key(self, tags: dict[str, str]) -> tuple[str, ...]:
         assert set(tags) == set(self.keys)
+        assert all(value.isascii() for value in tags.values())  # as Ray demands
+        self.runs.add(tags["run"])
         return (self.name, *(tags[key] for key in self.keys if key != "run"))
 
     def inc(self, value: float, tags: dict[str, str]) -> None:
@@ -58,7 +61,7 @@ class Recorded:
 def test_receipts_are_counted_by_stage_status_and_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.util.metrics.Counter", Recorded)
     monkeypatch.setattr("ray.util.metrics.Gauge", Recorded)
-    Recorded.totals = {}
+    Recorded.totals, Recorded.runs = {}, set()
     stage = StageMetrics("s3://bucket/run", "instances", done=3, pending=4)
     for receipt in receipts():
         stage.add(receipt)
@@ -74,6 +77,15 @@ def test_receipts_are_counted_by_stage_status_and_phase(monkeypatch: pytest.Monk
         ("u2label_shards_pending", "instances"): 3,
         ("u2label_peak_memory_mb", "instances"): 700.0,
     }
+
+
+def test_a_run_folder_that_is_not_ascii_is_named_by_its_percent_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.util.metrics.Counter", Recorded)
+    monkeypatch.setattr("ray.util.metrics.Gauge", Recorded)
+    Recorded.totals, Recorded.runs = {}, set()
+    StageMetrics("/data/müller/1 %", "instances", done=0, pending=1).add(receipts()[0])
+    assert Recorded.runs == {"/data/m%C3%BCller/1 %"}
+    assert in_ascii("not\udcfcutf-8") == "not%FCutf-8"
 
 
 @pytest.mark.usefixtures("ray_session")

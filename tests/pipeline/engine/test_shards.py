@@ -23,9 +23,9 @@ from pipeline.store import storage
 from workers.records import ImageRecord, Status
 
 
-def instance_shards(source: Path, run: Path, **sections: dict[str, object]) -> InstanceShards:
+def instance_shards(source: Path, run: Path, on_missing: str = "auto", **sections: dict[str, object]) -> InstanceShards:
     base: dict[str, dict[str, object]] = {
-        "source": {"uri": str(source), "shard_size": 30},
+        "source": {"uri": str(source), "shard_size": 30, "on_missing": on_missing},
         "run": {"uri": str(run)},
         "backbone": {"name": "patch-dct", "weights": "random:0"},
         "maskcut": {"image_size": 160, "max_masks": 2, "tau": 0.4},
@@ -196,4 +196,17 @@ def test_a_source_that_refuses_every_photo_is_a_failed_shard_and_not_rows(
     assert receipt.error is not None and "all 3 photos were refused" in receipt.error
     assert not Path(actor.job.stage.part(0)).exists()
     monkeypatch.setattr(Fetcher, "fetch", functools.partialmethod(refuse, but="scene-00001.jpg"))
-    assert actor.run(0).rows[Status.MISSING] == 2
+    receipt = actor.run(0)
+    assert receipt.error is not None and "2 of the 3 photos of this shard were refused" in receipt.error
+    assert not Path(actor.job.stage.part(0)).exists()
+    rows = instance_shards(tmp_path / "images", tmp_path / "run", on_missing="row")
+    assert rows.run(0).rows[Status.MISSING] == 2
+
+
+def test_a_photo_that_is_gone_fails_its_shard_where_the_user_wants_it(tmp_path: Path) -> None:
+    write_scenes(str(tmp_path), 3, seed=1, size=(96, 96))
+    actor = instance_shards(tmp_path / "images", tmp_path / "run", on_missing="fail")
+    (tmp_path / "images/scene-00001.jpg").unlink()
+    receipt = actor.run(0)
+    assert receipt.error is not None and "1 of the 3 photos of this shard was not there" in receipt.error
+    assert "--extend" in receipt.error and "source.on_missing=row" in receipt.error

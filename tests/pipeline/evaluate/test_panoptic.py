@@ -56,6 +56,13 @@ def test_images_are_matched_by_path_or_name_and_those_without_a_prediction_come_
     assert (found[2].overlaps, found[2].predicted.segments) == ({(1, 0): 1}, ())
 
 
+def test_predictions_of_other_images_are_left_out(tmp_path: Path) -> None:
+    truth = coco(tmp_path, "truth", "x/a.jpg", "x/b.jpg")
+    pairs = LabelPairs(truth, coco(tmp_path, "pred", "y/a.jpg", "z.jpg", "b.jpg", "x/a.jpg"))
+    assert pairs.unknown == ["y/a.jpg", "z.jpg"]  # the true a.jpg is that of its whole path
+    assert [(pair.truth.name, pair.predicted.name) for pair in pairs] == [("x/b.jpg", "b.jpg"), ("x/a.jpg", "x/a.jpg")]
+
+
 @pytest.mark.parametrize(
     ("predicted", "message"),
     [
@@ -63,7 +70,7 @@ def test_images_are_matched_by_path_or_name_and_those_without_a_prediction_come_
         (["a.jpg", "y/a.jpg"], r"pred.json: 'a.jpg' and 'y/a.jpg' could both be the image 'x/a.jpg' of .*truth.json"),
     ],
 )
-def test_names_that_fit_no_image_or_one_twice_are_refused(
+def test_names_none_of_which_fits_or_two_of_one_image_are_refused(
     tmp_path: Path, predicted: Sequence[str], message: str
 ) -> None:
     truth = coco(tmp_path, "truth", "x/a.jpg", "x/b.jpg")

@@ -40,7 +40,7 @@ def test_equals_the_coco_evaluator_with_crowd_and_void(shared_dir: Path, tmp_pat
     )
     for group, suffix in (("All", ""), ("Things", "_things"), ("Stuff", "_stuff")):
         for key in ("PQ", "SQ", "RQ"):
-            found = result["all_images"][f"{key}{suffix}_unmerged"]
+            found = result["all_images"][f"{key}{suffix}"]
             assert found == pytest.approx(expected[group][key.lower()], abs=1e-6)
     for category, numbers in expected["per_class"].items():
         assert result["per_class"][category]["PQ"] == pytest.approx(numbers["pq"], abs=1e-6)
@@ -52,7 +52,7 @@ def test_the_sample_of_coco_is_perfect_against_itself(shared_dir: Path) -> None:
     folder = shared_dir / "data/coco-panoptic-sample"
     sample = CocoPanoptic(str(folder / "panoptic_examples.json"))
     result = score_labels(sample, CocoPanoptic(str(folder / "panoptic_examples.json")))
-    for key in ("PQ", "PQ_stuff_unmerged", "mIoU", "mIoU_things_as_one_published", "accuracy", "box_AP", "mask_AR100"):
+    for key in ("PQ", "PQ_stuff_merged", "mIoU", "mIoU_things_as_one_published", "accuracy", "box_AP", "mask_AR100"):
         assert result["all_images"][key] == pytest.approx(1.0), key
     assert result["class_agnostic"]["mask_AP"] == pytest.approx(1.0)
 
@@ -135,9 +135,35 @@ def test_two_clusters_of_one_stuff_are_one_segment_or_two(tmp_path: Path) -> Non
     result = evaluate(tmp_path, truth, predicted, leftover="argmax")
     assert result["mapping"] == {"3": 3, "4": 3}
     numbers = result["all_images"]
-    assert (numbers["PQ_stuff"], numbers["RQ_stuff"]) == (1.0, 1.0)
-    assert numbers["PQ_stuff_unmerged"] == pytest.approx(0.6 / 1.5)
+    assert (numbers["PQ_stuff_merged"], numbers["RQ_stuff_merged"]) == (1.0, 1.0)
+    assert numbers["PQ_stuff"] == result["per_class"]["3"]["PQ"] == pytest.approx(0.6 / 1.5)
     assert numbers["mIoU"] == 1.0
+
+
+def test_the_headline_is_segment_by_segment_and_what_is_merged_is_called_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A true stuff that comes in two pieces, of which the prediction makes one."""
+    truth = {"a.jpg": ([[1] * 6 + [2] * 4], [segment(1, 3), segment(2, 3)])}
+    result = evaluate(tmp_path, truth, {"a.jpg": ([[1] * 10], [segment(1, 3)])}, mode="identity")
+    assert result["all_images"]["PQ"] == pytest.approx(0.6 / 1.5)
+    assert result["all_images"]["PQ_merged"] == 1.0
+    print_scores(result)
+    lines = [line.split("│")[1:3] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    shown = {name.strip(): value.strip() for name, value in lines}
+    assert (shown["all"], shown["all, stuff merged"], shown["stuff, merged"]) == ("40.0%", "100.0%", "100.0%")
+
+
+def test_a_truth_of_a_few_of_the_images_scores_these_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = ([[1] * 10], [segment(1, 1, score=1.0)])
+    result = evaluate(tmp_path, {"b.jpg": whole}, {"a.jpg": ([[1]], whole[1]), "b.jpg": whole, "c.jpg": whole})
+    assert (result["images"], result["all_images"]["PQ"]) == (1, 1.0)
+    assert result["predictions_without_truth"] == {"count": 2, "first": ["a.jpg", "c.jpg"]}
+    print_scores(result)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("1 images;") and "2 predicted images have no truth, such as a.jpg: they are left out" in said
 
 
 def test_a_cluster_without_a_class_is_void(tmp_path: Path) -> None:
@@ -227,7 +253,7 @@ def test_misplaced_labels_of_scenes_have_the_scores_known_for_them(tmp_path: Pat
     # From a second, separate implementation over id maps.
     quality = {"PQ": 0.638126, "SQ": 0.703583, "RQ": 0.723810, "PQ_things": 0.410075, "PQ_stuff": 0.980203}
     for key, expected in quality.items():
-        assert result["all_images"][f"{key}_unmerged"] == pytest.approx(expected, abs=1e-6), key
+        assert result["all_images"][key] == pytest.approx(expected, abs=1e-6), key
     for key, expected in {"AP": 0.605070, "AP50": 1.0, "AP75": 0.607355, "AR100": 0.631250}.items():
         assert result["class_agnostic"][f"mask_{key}"] == pytest.approx(expected, abs=1e-6), key
 

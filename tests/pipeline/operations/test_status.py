@@ -1,8 +1,9 @@
-"""`status` and `plan` from listings and receipts, without any part's content."""
+"""`status` and `plan` from listings and receipts, and from the parts where these are missing."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from pipeline.engine.receipts import Receipt, ReceiptLog
 from pipeline.engine.stage import index_folder
 from pipeline.engine.status import StageStatus
 from pipeline.errors import ConfigError, StageFailed
+from pipeline.operations import preflight
 from pipeline.operations import run as runner
 from pipeline.operations.run import _log_fit, _write_latest
-from pipeline.operations.status import _step, plan_of, print_plan, print_status, run_status
+from pipeline.operations.status import _step, plan_of, planned, print_plan, print_status, run_status
 from pipeline.sources.choice import Choice
 from pipeline.sources.index import build_index, open_index
 from pipeline.stages.run import resolve_run
@@ -94,7 +96,7 @@ def test_a_store_that_fails_under_way_is_named(config: Config, monkeypatch: pyte
     def away(*_: object, **__: object) -> set[int]:
         raise ConnectionResetError("the line is cut")
 
-    monkeypatch.setattr(Look, "done", away)
+    monkeypatch.setattr(Look, "sizes", away)
     with pytest.raises(ConfigError, match="run: ConnectionResetError: the line is cut; give access"):
         run_status(config)
     monkeypatch.setattr(Look, "pending", away)
@@ -208,3 +210,58 @@ def test_a_plan_says_what_is_bound_to_fail(config: Config, capsys: pytest.Captur
     print_plan(run_status(many))
     assert f"bound to fail: {fault}" in capsys.readouterr().out
     assert plan_of(run_status(Config.model_validate(config.model_dump() | {"clusters": {"k": 30}})))["faults"] == []
+
+
+def faults_before(config: Config, folder: Path, **sections: object) -> list[str]:
+    """Of a plan of a run that has not begun, in a folder of its own, which it leaves as it was."""
+    fresh = Config.model_validate(
+        config.model_dump() | {"run": {"uri": str(folder / "fresh")}, "clusters": {"k": 3}} | sections
+    )
+    found: list[str] = plan_of(planned(fresh))["faults"]
+    assert not (folder / "fresh").exists()
+    return found
+
+
+def test_a_plan_before_the_index_looks_at_the_source(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fault,) = faults_before(config, tmp_path, clusters={"k": 31})
+    assert fault.startswith("clusters.k 31 is above the 30 masks that 10 photos can have")
+    assert faults_before(config, tmp_path, clusters={"k": 30}) == []
+    print_plan(planned(Config.model_validate(config.model_dump() | {"clusters": {"k": 31}, "source": {"uri": "/no"}})))
+    assert "bound to fail: source.uri: there is no /no" in capsys.readouterr().out
+    few = {"method": "stego", "neighbours": 10, "batch_size": 11}
+    assert [fault.partition(" photos or")[0] for fault in faults_before(config, tmp_path, semantics=few)] == [
+        "semantics.neighbours 10 needs 11"
+    ]
+    assert faults_before(config, tmp_path, semantics=few | {"crops": "five"}) == []
+    listed = []
+
+    def endless(*_: object, **__: object) -> Iterator[int]:
+        while True:
+            listed.append(1)
+            yield 1
+
+    monkeypatch.setattr(preflight, "scan", endless)
+    assert faults_before(config, tmp_path, clusters={"k": 100}) == []
+    assert len(listed) == 64  # of which 34 would be enough
+
+
+def test_a_plan_says_which_files_of_the_config_are_not_there(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "truth.json").write_text("{}")
+    train = {"steps": 1, "labels": str(tmp_path / "truth.json"), "label_images": "/no/images", "init": "/no/model"}
+    said = "\n".join(faults_before(config, tmp_path, train=train))
+    assert [fault.partition("; ")[0] for fault in said.split("\n")] == [
+        "train.label_images: there is no '/no/images'",
+        f"train.label_pngs: there is no '{tmp_path / 'truth'}'",  # beside the JSON
+        "train.init: there is no '/no/model'",
+    ]
+    (tmp_path / "model.pth").write_bytes(b"<html>403 Forbidden</html>")
+    (fault,) = faults_before(config, tmp_path, train={"steps": 1, "backbone": str(tmp_path / "model.pth")})
+    assert fault.startswith(
+        f"train.backbone: {tmp_path / 'model.pth'} is a web page and not the weights (26 bytes, the "
+    )
+    backbone = {"name": "dino_vits8", "weights": "/no/weights.pth"}
+    (fault,) = faults_before(config, tmp_path, backbone=backbone)
+    assert fault.startswith("backbone.weights: no file '/no/weights.pth'")
+    assert faults_before(config, tmp_path, backbone=backbone | {"weights": "official"}) == []  # a run fetches it

@@ -133,7 +133,7 @@ def test_a_run_and_an_export_inside_the_source_are_left_out(source: str, tmp_pat
     assert found == ["a.jpg", "b/c.jpg", "coco/photo.jpg"]
     own = {"coco/panoptic_train/": 1, "coco/panoptic_stuff_train/": 1, "out/panoptic/": 1, "out/overlays/": 1}
     assert ignored.own == {**own, "runs/one/": 2, "yolo/": 1}
-    assert "2 in runs/one/, which a run or an export made" in str(ignored)
+    assert "2 in runs/one/ (of a run, an export or a COCO panoptic JSON)" in str(ignored)
 
 
 def test_the_folder_of_this_run_is_left_out_before_it_holds_an_index(tmp_path: Path) -> None:

@@ -46,6 +46,6 @@ def test_counts_are_added_up_and_kept() -> None:
     assert Ignored(**ignored.as_json()) == ignored
     assert Ignored({".txt": 1}).as_json() == {"extensions": {".txt": 1}, "hidden": 0, "special": 0}
     assert str(ignored) == (
-        "1 .md, 3 .txt, 1 hidden, 3 links or devices, 4 label maps beside photos, 2 not chosen by source.include and "
-        "source.exclude, 1 in run/, which a run or an export made"
+        "1 .md, 3 .txt, 1 hidden, 3 links or devices, 4 label maps beside photos (source.label_maps: true takes them), "
+        "2 not chosen by source.include and source.exclude, 1 in run/ (of a run, an export or a COCO panoptic JSON)"
     )

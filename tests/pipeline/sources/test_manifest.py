@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import parse_config
-from pipeline.engine.shards import ShardActor, StageJob, _unless_source_is_away
+from pipeline.engine.missing import judge_missing
+from pipeline.engine.shards import ShardActor, StageJob
 from pipeline.engine.stage import Stage
 from pipeline.sources.choice import Choice
 from pipeline.sources.fetch import UNREACHED, Fetcher
@@ -200,11 +201,12 @@ def test_photos_of_the_web_are_fetched_or_rows(web: str, tmp_path: Path, monkeyp
 def test_a_shard_fails_when_no_server_is_reached(tmp_path: Path) -> None:
     put(str(tmp_path), {"m.csv": CSV})
     index = indexed(tmp_path, str(tmp_path / "m.csv"))
-    rows = pa.table({"status": ["missing"] * 2, "error": [f"http://h/a.jpg: {UNREACHED}: TimeoutError: "] * 2})
+    error = f"http://h/a.jpg: {UNREACHED}: TimeoutError: "
+    rows = pa.table({"image_id": ["a.jpg", "b.jpg"], "status": ["missing"] * 2, "error": [error] * 2})
     with pytest.raises(ConnectionError, match="none of the servers of 2 photos was reached"):
-        _unless_source_is_away(rows, index)
-    some = pa.table({"status": ["missing", "ok"], "error": [rows["error"][0].as_py(), None]})
-    assert _unless_source_is_away(some, index) is some
+        judge_missing(rows, index, (), "auto")
+    some = pa.table({"image_id": ["a.jpg", "b.jpg"], "status": ["missing", "ok"], "error": [error, None]})
+    assert judge_missing(some, index, (), "auto") is some
 
 
 # In the parts

@@ -12,11 +12,12 @@ from model.backbone.cards import card_of
 from model.backbone.names import BACKBONES
 from pipeline.config import Config
 from pipeline.engine.receipts import Receipt
-from pipeline.stages.instances import Instances
+from pipeline.stages.instances import MEND, Instances
 from pipeline.stages.table import define_stages
 from pipeline.stages.things import Things
 from workers.maskcut import maskcut
 from workers.ncut import COSINE_BINS, sample_cosines
+from workers.records import READABLE, Status
 
 
 def config(name: str = "patch-dct", **sections: Any) -> Config:
@@ -52,12 +53,21 @@ def test_most_photos_without_a_mask_are_a_complaint_with_figures_and_a_remedy() 
         (0, 32, False, 0.5, True),
         (4, 36, False, 0.5, False),  # bad, but not beyond doubt
         (0, 40, False, 1.0, False),
-        (0, 0, True, 0.5, False),
+        (0, 0, True, 1.0, True),  # there are three, of which none can be read
+        (0, 0, False, 0.5, False),
     ],
 )
 def test_when_it_complains(ok: int, empty: int, final: bool, max_empty: float, complains: bool) -> None:
     settings = config(run={"uri": "/run", "max_empty": max_empty})
     assert (Instances().complaint(settings, [receipt(ok, empty)], final=final) is not None) == complains
+
+
+def test_photos_of_which_none_can_be_read_are_counted_by_what_became_of_them() -> None:
+    rows = {"empty": 1, "too_small": 7, "undecodable": 2}
+    said = Instances().complaint(config(), [Receipt("instances", "f" * 12, 0, True, 1.0, rows)], final=True)
+    assert said is not None
+    assert said.startswith("none of the 10 photos can be read: 7 too_small, 2 undecodable, 1 empty. Lower decode.min_s")
+    assert set(MEND) == set(Status) - READABLE - {Status.NOT_SAMPLED}
 
 
 def test_trees_have_no_graphs_to_tell_of() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.operations.demo.scenes import write_scenes
 from pipeline.train import loop
 from pipeline.train.coco_photos import CocoPhotos
-from pipeline.train.fit import fit_panoptic
+from pipeline.train.fit import _require_sound, fit_panoptic
 from pipeline.train.job import TrainSettings
 from tests.tiny_panoptic import NETWORK
 from workers.decode import DecodeLimits
@@ -145,6 +146,34 @@ def test_copy_paste_from_the_bank_goes_on_as_if_it_had_not_been_stopped(scenes: 
     through = list(Batches(job, range(2)).between(0, 3))
     resumed = list(Batches(job, range(2)).between(2, 3))
     assert all(torch.equal(a, b) for a, b in zip(through[2].images, resumed[0].images, strict=True))
+
+
+def test_a_training_whose_loss_has_grown_leaves_no_model(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = PanopticTrainer.advance
+
+    def grows(self: PanopticTrainer, batch: Any) -> dict[str, float]:
+        factor = 100.0**self.step
+        return {name: factor * value for name, value in advance(self, batch).items()}
+
+    monkeypatch.setattr(PanopticTrainer, "advance", grows)
+    for _ in range(2):  # going on from its checkpoint does not make it a model
+        with pytest.raises(
+            ValueError, match=r"has diverged: its loss is \S+e\+0\d in the last steps.*lower train\.rate"
+        ):
+            fit_panoptic(photos_of(scenes), str(tmp_path), SETTINGS)
+    assert not (tmp_path / "artifact.json").exists()
+
+
+@pytest.mark.parametrize(("first", "last", "sound"), [(8.0, 80.0, True), (8.0, 81.0, False), (0.01, 25.0, True)])
+def test_how_much_a_loss_may_grow(first: float, last: float, sound: bool) -> None:
+    history: list[Any] = [{"step": 1, "total": first}, {"step": 9, "total": last}]
+    refused = pytest.raises(
+        ValueError, match=r"its loss is 81 in the last steps and was 8 in the first; lower train\.rate"
+    )
+    with contextlib.nullcontext() if sound else refused:
+        _require_sound(history)
 
 
 def test_weights_to_start_from(scenes: Path, unbroken: Path, tmp_path: Path) -> None:

@@ -116,6 +116,14 @@ def test_a_loss_that_is_not_finite_names_the_images_and_changes_nothing() -> Non
     assert torch.equal(trainer.model.backbone.fpn_lateral2.weight, before)
 
 
+def test_a_loss_beyond_all_measure_is_as_bad() -> None:
+    trainer = PanopticTrainer(tiny_model(), SETTINGS, device="cpu", ranks=Ranks())
+    with torch.no_grad():
+        trainer.model.sem_seg_head.predictor.bias[1] = -1e9  # the class of most pixels
+    with pytest.raises(LossNotFinite, match=r"step 1: the loss is \d\.\d+e\+\d+ \(loss_sem_seg.*lower train\.rate"):
+        trainer.advance(batch(0, Ranks()))
+
+
 def test_precise_statistics_are_the_mean_over_the_batches() -> None:
     model, images = tiny_model(), [[item(n)[0] for n in pair] for pair in ((0, 3), (1, 4))]
     norm = model.backbone.bottom_up.stem.conv1.norm
