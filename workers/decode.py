@@ -82,6 +82,16 @@ def decode_image(data: bytes, limits: DecodeLimits) -> Pixels:
         raise DecodeError(Status.UNDECODABLE, reason) from error
 
 
+def open_photo(data: bytes) -> Image.Image:
+    """A photo whose header has been read, of the formats that are named alone. `BAD_DATA` when it is none."""
+    formats: tuple[str, ...] = FORMATS
+    if is_heic(data):
+        if not HAS_HEIC:
+            raise DecodeError(Status.UNDECODABLE, GET_HEIC)
+        formats = (register_heic(),)
+    return Image.open(io.BytesIO(data), formats=formats)
+
+
 def orientation(image: Image.Image) -> int:
     """How EXIF data says that a photo is to be turned, 1..8; 1 (not at all) where it says nothing, or nonsense."""
     try:
@@ -124,17 +134,6 @@ def _check_size(size: tuple[int, int], limits: DecodeLimits) -> None:
         raise DecodeError(
             Status.TOO_SMALL, f"{width}x{height} has a side below {limits.min_side} pixels (decode.min_side)"
         )
-
-
-def open_photo(data: bytes) -> Image.Image:
-    """A photo whose header has been read, of the formats named here alone. `BAD_DATA`, or DecodeError for want of a
-    package, when it is none."""
-    formats: tuple[str, ...] = FORMATS
-    if is_heic(data):
-        if not HAS_HEIC:
-            raise DecodeError(Status.UNDECODABLE, GET_HEIC)
-        formats = (register_heic(),)
-    return Image.open(io.BytesIO(data), formats=formats)
 
 
 def _loaded_rgb(image: Image.Image, data: bytes) -> Image.Image:

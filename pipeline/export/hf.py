@@ -9,6 +9,7 @@ decode by themselves, and `category` is a `ClassLabel` whose 0 is void, 1..K thi
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pyarrow as pa
@@ -76,6 +77,7 @@ def _features(datasets: Any, classes: Classes, *, image: bool) -> Any:
         "rle": datasets.Value("string"),  # of things: COCO's counts of the mask, whole or visible
     }
     columns = {"image_id": datasets.Value("string"), "image": datasets.Image(), "panoptic": datasets.Image()}
+    columns |= {"keys": datasets.Value("string")}  # of a manifest, as JSON
     columns |= {"height": datasets.Value("int32"), "width": datasets.Value("int32")}
     if not image:
         del columns["image"]
@@ -84,7 +86,8 @@ def _features(datasets: Any, classes: Classes, *, image: bool) -> Any:
 
 def _row(label: Labelled, photo: Photo | None) -> dict[str, Any]:
     height, width = label.size
-    row = {"image_id": label.image_id, "height": height, "width": width}
+    row: dict[str, Any] = {"image_id": label.image_id, "height": height, "width": width}
+    row |= {"keys": json.dumps(dict(label.keys)) if label.keys else None}
     row |= {"panoptic": {"bytes": label.png, "path": f"{label.name}.png"}}
     row |= {"segments": [_segment(label, info) for info in label.segments()]}
     return row | ({} if photo is None else {"image": {"bytes": photo.data, "path": label.name + photo.ending}})

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +60,7 @@ class Labelled:
     name: a relative path without an ending that no other image has.
     image: id map and segments in the classes that are written; png: the id map encoded.
     masks: id of each thing -> (h, w) bool, whole or what is visible. hidden: instances without a visible pixel.
-    record: where the photo lies, where that is known. keys: the values of a manifest's key columns.
+    record: where the photo lies, where that is known. keys: of a manifest, as JSON can hold them.
     """
 
     number: int
@@ -70,7 +70,7 @@ class Labelled:
     masks: Mapping[int, BoolArray]
     hidden: int
     record: ImageRecord | None
-    keys: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, Any]
 
     @property
     def image_id(self) -> str:
@@ -183,8 +183,7 @@ class Labels:
             masks, hidden = {number: image.ids == number for number in things}, 0
         else:
             masks, hidden = _whole_masks(image, things, entry.instances)
-        keys = keys_of_row(entry.row)
-        return Labelled(entry.number, entry.name, written, png, masks, hidden, entry.record, keys)
+        return Labelled(entry.number, entry.name, written, png, masks, hidden, entry.record, keys_of_row(entry.row))
 
 
 def _usual_names(image_id: str) -> set[str]:

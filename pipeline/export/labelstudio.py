@@ -63,7 +63,7 @@ def export_labelstudio(
         where = _place(label) if photo is None else _copy(folder, label, photo)
         result = [_region(label, segment, labels.classes, brush) for segment in label.segments()]
         predictions = [{"model_version": model, "result": result}]
-        return {"data": {PHOTO: where, "image_id": label.image_id}, "predictions": predictions}
+        return {"data": {**label.keys, PHOTO: where, "image_id": label.image_id}, "predictions": predictions}
 
     with folder.writing():
         for number in range(len(labels.parts)):

@@ -23,7 +23,7 @@ HEAD = 128 << 10  # bytes in which a JPEG's EXIF data lies
 JPEG = (".jpg", ".jpeg", ".jfif")
 ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
 QUALITY = 95  # of a JPEG that had to be turned
-SIDEWAYS = frozenset({5, 6, 7, 8})  # orientations that change height and width
+IN_FILES = ("tar", "parquet")  # sources whose photos are no files of their own
 
 
 class Photo(NamedTuple):
@@ -42,7 +42,7 @@ class Photos:
     def __init__(self, run: Run) -> None:
         self._fetcher = run.index.fetcher()
         self._limits = run.limits
-        self.are_files = run.index.format == "folder"
+        self.are_files = run.index.format not in IN_FILES
         self.root = run.index.source
 
     def of(self, label: Labelled) -> Photo | None:
@@ -107,7 +107,7 @@ def photos_to_write(run: Run | None, wanted: bool | None, *, usual: bool | None 
     """The photos of a run where copies of them are wanted, or `usual`; where that is open, too, those that are no files
     of their own, but in tars or Parquet. ConfigError when nothing says where they lie."""
     if wanted is None:
-        wanted = usual if usual is not None else run is not None and run.index.format != "folder"
+        wanted = usual if usual is not None else run is not None and run.index.format in IN_FILES
     if not wanted:
         return None
     if run is None:
@@ -125,11 +125,14 @@ def photo_file(data: bytes, limits: DecodeLimits) -> Photo:
             turn, ending, (width, height) = orientation(image), ENDINGS.get(image.format or ""), image.size
     except (*BAD_DATA, Image.DecompressionBombError) as error:
         raise DecodeError(Status.UNDECODABLE, str(error)) from error
-    size = (width, height) if turn in SIDEWAYS else (height, width)
     if turn == 1 and ending is not None:
-        return Photo(data, ending, size, False)
-    ending = ".jpg" if ending == ".jpg" else ".png"
+        return Photo(data, ending, (height, width), False)
+    pixels = decode_image(data, limits)
     stream = io.BytesIO()
-    options = {"quality": QUALITY, "subsampling": 0} if ending == ".jpg" else {}
-    Image.fromarray(decode_image(data, limits)).save(stream, "JPEG" if ending == ".jpg" else "PNG", **options)
-    return Photo(stream.getvalue(), ending, size, turn != 1)
+    if ending == ".jpg":
+        Image.fromarray(pixels).save(stream, "JPEG", quality=QUALITY, subsampling=0)
+    else:
+        ending = ".png"
+        Image.fromarray(pixels).save(stream, "PNG")
+    height, width = pixels.shape[:2]
+    return Photo(stream.getvalue(), ending, (height, width), turn != 1)

@@ -5,7 +5,7 @@
 
 KEY is the photo's image_id without its ending, and has no dots, behind the first of which webdataset looks for endings.
 KEY.panoptic.png has the ids, R + 256 G + 65536 B, 0 = void, and KEY.json what they are: `segments_info` as of COCO
-panoptic, for things with the mask (`rle`, COCO's counts, whole or visible).
+panoptic, for things with the mask (`rle`, COCO's counts, whole or visible), and the `keys` of a manifest.
 """
 
 from __future__ import annotations
@@ -65,5 +65,6 @@ def _sample(label: Labelled, photo: Photo | None) -> dict[str, Any]:
         for info in label.segments()
     ]
     about = {"image_id": label.image_id, "height": height, "width": width, "segments_info": segments}
+    about |= {"keys": dict(label.keys)} if label.keys else {}
     sample = {"__key__": label.name, "panoptic.png": label.png, "json": json.dumps(about).encode()}
     return sample | ({} if photo is None else {photo.ending.removeprefix("."): photo.data})

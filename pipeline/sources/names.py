@@ -1,9 +1,9 @@
-"""Names of images: what they are called in a run, and which is meant by a name from elsewhere.
+"""Names of images: what they are called in a run, which is meant by a name from elsewhere, and what files get.
 
 A photo goes by many names: `train/0001.jpg` in a run, `0001.jpg` in COCO's JSON, `0001.png` in a folder of maps. A name
-means the image that is called so, or has the same path but for its ending (and dots, which names of copies have not),
-or else the only one of that name in any folder. Names are compared in Unicode's form NFC, for a disk may give back `é`
-as two characters; they are kept as they are. Which names the files of an image get is told here too.
+means the image that is called so, or that of the same path but for its ending (and dots, which names of copies have
+not), or else the only image of that name in any folder. Names are compared in Unicode's form NFC, for a disk may give
+back `é` as two characters; they are kept as they are.
 """
 
 from __future__ import annotations
@@ -33,21 +33,20 @@ class ImageNames:
         self._by_path: dict[str, list[str]] = defaultdict(list)
         self._by_path_without_dots: dict[str, list[str]] = defaultdict(list)
         self._by_name: dict[str, list[str]] = defaultdict(list)
-        self._names: set[str] = set()
+        self._by_whole: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            self._names.add(name)
+            self._by_whole[unicodedata.normalize("NFC", name)].append(name)
             self._by_path[comparable(name)].append(name)
             self._by_path_without_dots[without_dots(comparable(name))].append(name)
             self._by_name[posixpath.basename(comparable(name))].append(name)
         self.claimed: dict[str, str] = {}  # images that were claimed, and by which name
 
     def find(self, name: str) -> str | None:
-        """The image of `name`; None when there is none. ConfigError when several would do, and none is called so."""
-        if name in self._names:
-            return name
+        """The image of `name`; None when there is none. ConfigError when several would do."""
         stem = comparable(name)
         found = (
-            self._by_path.get(stem)
+            self._by_whole.get(unicodedata.normalize("NFC", name))
+            or self._by_path.get(stem)
             or self._by_path_without_dots.get(without_dots(stem))
             or self._by_name.get(posixpath.basename(stem), [])
         )

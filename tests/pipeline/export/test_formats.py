@@ -8,11 +8,14 @@ import importlib.util
 import io
 import json
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -29,6 +32,7 @@ from pipeline.sources.coco import Category, CocoInstances, CocoPanoptic, Panopti
 from pipeline.store import storage
 from tests.pipeline.export.labelled_runs import NAMES, labelled_run, labels_of, scores
 from workers.masks import decode_panoptic_png, decode_rle
+from workers.records import with_columns
 
 EXPORTS = {
     "coco": export_coco,
@@ -304,6 +308,26 @@ def test_photos_that_are_no_files_get_files_and_odd_names_safe_ones(tmp_path: Pa
         assert annotation["file_name"].count(".") == 1  # panopticapi's converters cut at the first dot
     for format in ("yolo", "hf", "webdataset", "labelstudio"):
         assert EXPORTS[format](run, run, output=str(tmp_path / format)).images == 4
+
+
+def test_the_keys_of_a_manifest_are_in_every_format(tmp_path: Path) -> None:
+    import datasets
+
+    run = labelled_run(tmp_path)
+    for part in Path(run).glob("panoptic/*/part-*.parquet"):
+        table = pq.read_table(part)
+        pq.write_table(
+            with_columns(table, pa.table({"split": [f"of {n}" for n in table["image_id"].to_pylist()]})), part
+        )
+    export_webdataset(run, output=str(tmp_path / "tars"))
+    with tarfile.open(tmp_path / "tars" / "train" / "train-000000.tar") as tar:
+        assert json.load(tar.extractfile("a.json"))["keys"] == {"split": "of a.jpg"}  # type: ignore[arg-type]
+    export_labelstudio(run, output=str(tmp_path / "tasks"))
+    (task, *_) = json.loads((tmp_path / "tasks" / "train_tasks" / "part-00000.json").read_text())
+    assert task["data"]["split"] == "of a.jpg"
+    export_hf(run, output=str(tmp_path / "hf"))
+    rows = datasets.load_dataset(str(tmp_path / "hf"), cache_dir=str(tmp_path / "cache"), split="train")
+    assert [json.loads(keys) for keys in rows["keys"]] == [{"split": f"of {name}"} for name in NAMES]
 
 
 def test_photos_that_are_gone_or_others_are_left_out_and_said(tmp_path: Path) -> None:

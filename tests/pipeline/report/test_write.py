@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.config import parse_config
 from pipeline.engine.receipts import Receipt, ReceiptLog
 from pipeline.errors import ConfigError
-from pipeline.report.write import duration, left_out, open_run, percent, size, write_report
+from pipeline.report.write import duration, open_run, percent, size, write_pages, write_report
 from pipeline.store import storage
 from tests.pipeline.report.tiny_runs import Page, config_of, make_run, report_of, scene, squeezed, table_of
 
@@ -87,7 +87,9 @@ def test_categories_have_the_names_of_the_parts(run: Path) -> None:
 
 
 def test_files_that_were_not_taken_are_said(run: Path) -> None:
-    assert left_out(str(run)) == {".dng (photos ending in .dng are not read; convert them)": 1}
+    assert write_pages(str(run), None, naming=False).left_out == {
+        ".dng (photos ending in .dng are not read; convert them)": 1
+    }
     text = squeezed(report_of(run).text)
     assert "Left out 1 .dng (photos ending in .dng are not read; convert them)" in text
 
