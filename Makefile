@@ -11,30 +11,41 @@ WEIGHTS ?=
 
 .PHONY: demo test lint tests chaos clean
 
+# Both start many processes: each would compile the program anew where it may not write its bytecode down.
+WRITING := env -u PYTHONDONTWRITEBYTECODE
+
 demo: $(VENV)/.ready
-	$(BIN)/u2label demo --output runs/demo $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+	$(WRITING) $(BIN)/u2label demo --output runs/demo $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 # Beside each other: the tests wait for Ray now and then.
-test: $(VENV)/.ready
+test: $(VENV)/.tested
 	$(MAKE) --no-print-directory -j 2 lint tests
 
-# The tests start some hundred processes: each would compile the program anew where it may not write its bytecode down.
-tests: $(VENV)/.ready
-	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+tests: $(VENV)/.tested
+	$(WRITING) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --num-workers 2
 
-$(VENV)/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+# What is imported is compiled then, and nothing else.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e
+
+$(VENV)/.ready: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) .
 	touch $@
 
+$(VENV)/.tested: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) '.[dev]'
+	touch $@ $(VENV)/.ready
+
+$(BIN)/pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
 # Some 200 faults done to runs on a cluster of three nodes on this machine; 15 minutes on two cores.
-chaos: $(VENV)/.ready
+chaos: $(VENV)/.tested
 	PYTHONPATH=. $(BIN)/python benchmarks/chaos.py --output benchmarks/results/chaos-cpu.json
 
 clean:
