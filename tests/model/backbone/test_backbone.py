@@ -102,7 +102,7 @@ def test_weights_of_another_model_are_refused_with_the_keys(tmp_path: Path) -> N
 
 def test_pickle_with_code_is_refused(tmp_path: Path) -> None:
     torch.save({"cls_token": Path("x")}, tmp_path / "code.pth")
-    with pytest.raises(ValueError, match=r"not a checkpoint of plain weights: it asks for the global pathlib\."):
+    with pytest.raises(ValueError, match=r"not a checkpoint of plain weights .*: it asks for the global pathlib\."):
         load_backbone("dino_vits16", str(tmp_path / "code.pth"))
 
 
