@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
+from pipeline.clusters.embeddings import read_embeddings
 from pipeline.store import storage
 from workers import kmeans as kernel
 
@@ -25,27 +25,6 @@ log = logging.getLogger(__name__)
 MAX_DEATHS = 5  # of one actor in a row, without an answer in between
 _READ_THREADS = 8  # parts that an actor reads at the same time
 _LOST = (RayActorError, ObjectLostError, OutOfMemoryError)
-
-
-def read_embeddings(uri: str) -> np.ndarray:
-    """(N, D) float32: the masks' embeddings of an instances part; only that column is read.
-
-    ValueError names the part when it cannot be read, has no such column, or holds a value that is not finite.
-    """
-    try:
-        with storage.open_input(uri, block_size=0) as stream, pq.ParquetFile(stream) as file:
-            rows = kernel.embedding_rows(file.read(columns=["embedding"])["embedding"])
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"{storage.redact(uri)}: cannot read embeddings: {error}; delete the part and run again"
-        ) from error
-    finite = np.isfinite(rows).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"{storage.redact(uri)}: the embedding of mask {int(np.argmin(finite))} of the part is NaN or infinite; "
-            "delete the part and run the instances stage again"
-        )
-    return rows
 
 
 class FarRow(NamedTuple):

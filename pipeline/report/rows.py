@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.engine.shards import ahead, read_columns
-from pipeline.engine.stage import Stage
+from pipeline.engine.stage import Stage, spread
 from pipeline.engine.status import StageStatus
 from pipeline.sources.index import Index
 from pipeline.store import storage
@@ -93,12 +93,6 @@ class Members:
     by_category: dict[int, list[Member]]
     parts_read: int
     parts: int
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` different positions in 0..count - 1, evenly spaced: the middles of equal stretches."""
-    wanted = min(count, wanted)
-    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
 
 
 def category_names(panoptic: Stage, shard: int) -> dict[int, str]:

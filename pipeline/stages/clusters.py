@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pipeline.config import Config
+from pipeline.engine.done import FitChanges
 from pipeline.engine.fits import kmeans_actors, said_now_and_then
 from pipeline.engine.shards import read_part
 from pipeline.engine.stage import Stage
 from pipeline.errors import ConfigError
 from pipeline.stages.base import FitStage, Photos, Run, thing_stage
 from pipeline.stages.facts import Content, Facts, sections
+
+if TYPE_CHECKING:
+    from pipeline.clusters.drift import Drift
 
 
 class Clusters(FitStage):
@@ -54,6 +60,23 @@ class Clusters(FitStage):
             on_iteration=said_now_and_then(stage.name),
         )
         return f"{result.iterations} iterations, inertia {result.inertia[-1]:.6g}"
+
+    def drift(self, run: Run, stage: Stage, changes: FitChanges) -> str:
+        found = drift_of(run, stage, changes)
+        return "" if found is None else str(found)
+
+
+def drift_of(run: Run, stage: Stage, changes: FitChanges) -> Drift | None:
+    """How far the masks that came since the fit lie from its centroids; None where none came, or it has no class.
+    ValueError: a part that cannot be read."""
+    from pipeline.clusters.artifact import read_centroids
+    from pipeline.clusters.drift import measure_drift
+
+    parts = changes.parts.get(run.things.name)
+    if parts is None or not parts.newer:
+        return None
+    older, newer = ([run.things.part(shard) for shard in shards] for shards in (parts.older, parts.newer))
+    return measure_drift(older, newer, read_centroids(stage.folder), spherical=run.config.clusters.spherical)
 
 
 def _width(instances: Stage) -> int:
