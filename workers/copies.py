@@ -24,7 +24,8 @@ from scipy.sparse.csgraph import connected_components
 from workers.conditioning import unit_rows
 from workers.kmeans import SPHERICAL_STEP, on_grid
 
-COPY_COSINE = 0.95  # of copies, where nothing else is asked for
+# Of copies, where nothing else is asked for, of embeddings as they are and of conditioned ones (docs/operations.md).
+COPY_COSINE = {False: 0.97, True: 0.95}
 TABLES, BITS = 16, 64
 WINDOW = 64
 UNIT_BITS = 12

@@ -34,6 +34,7 @@ READERS = 4  # threads; each holds a few columns of one part
 COUNT_COLUMNS = ["image_id", "height", "width", "status", "error", "area"]
 PHOTO_COLUMNS = {
     "instances": ["image_id", "height", "width", "status", "error", "rle"],
+    "things": ["image_id", "height", "width", "status", "error", "rle"],
     "panoptic": ["image_id", "height", "width", "status", "error", "panoptic", "segments"],
     "semantics": ["image_id", "status", "error", "labels"],
 }  # of a stage; the model's predictions are panoptic labels too

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.config import Config
 from pipeline.engine.done import FitChanges
@@ -15,6 +15,7 @@ from pipeline.stages.facts import Content, Facts, sections
 
 if TYPE_CHECKING:
     from pipeline.clusters.drift import Drift
+    from workers.copies import Weights
 
 
 class Clusters(FitStage):
@@ -24,7 +25,10 @@ class Clusters(FitStage):
         return (thing_stage(config),)
 
     def content(self, config: Config, facts: Facts) -> Content:
-        return {"seed": config.clusters_seed, **sections(config, "clusters")}
+        content = {"seed": config.clusters_seed, **sections(config, "clusters")}
+        if content["clusters"]["dedup"] == "none":  # what was clustered before there was a choice
+            del content["clusters"]["dedup"]
+        return content
 
     def check(self, config: Config, index: Photos | None) -> None:
         nested = thing_stage(config) == "things"
@@ -52,14 +56,19 @@ class Clusters(FitStage):
             write_empty(stage.folder, settings, _width(instances))
             keys = "maskcut.tau or crf.min_iou" if config.instances.method == "maskcut" else "things.min_score"
             return f"no image has a mask, so there are no things; lower {keys} to find some"
+        weights = _weights(instances, clusters.dedup)
         result = fit_kmeans(
             instances.parts(),
             stage.folder,
             settings,
             **kmeans_actors(config.workers),
             on_iteration=said_now_and_then(stage.name),
+            weights=weights,
         )
-        return f"{result.iterations} iterations, inertia {result.inertia[-1]:.6g}"
+        said = f"{result.iterations} iterations, inertia {result.inertia[-1]:.6g}"
+        if weights is None:
+            return said
+        return f"{said}; with copies as one, {len(weights.units)} masks count as {weights.groups}"
 
     def drift(self, run: Run, stage: Stage, changes: FitChanges) -> str:
         found = drift_of(run, stage, changes)
@@ -77,6 +86,14 @@ def drift_of(run: Run, stage: Stage, changes: FitChanges) -> Drift | None:
         return None
     older, newer = ([run.things.part(shard) for shard in shards] for shards in (parts.older, parts.newer))
     return measure_drift(older, newer, read_centroids(stage.folder), spherical=run.config.clusters.spherical)
+
+
+def _weights(instances: Stage, dedup: float | Literal["none"]) -> Weights | None:
+    if dedup == "none":
+        return None
+    from pipeline.clusters.copies import find_copies
+
+    return find_copies(instances.parts(), dedup).weights()
 
 
 def _width(instances: Stage) -> int:
