@@ -69,7 +69,7 @@ def find_copies(parts: Sequence[str], threshold: float) -> Copies:
     ValueError: a part that cannot be read or has embeddings of another width than the first, no room for the scratch
     file.
     """
-    with tempfile.TemporaryFile() as scratch:
+    with tempfile.TemporaryFile(buffering=0) as scratch:  # so that closing it has nothing left to write
         dim, photos = _unpack(parts, scratch)
         counts = np.concatenate([np.zeros(0, np.int64), *photos])
         masks = int(counts.sum())
@@ -90,11 +90,16 @@ def _unpack(parts: Sequence[str], scratch: IO[bytes]) -> tuple[int, list[NDArray
         dim = rows_ND.shape[1]
         photos.append(counts)
         try:
-            scratch.write(rows_ND.astype(np.float16).tobytes())
-            scratch.flush()
+            _write(scratch, rows_ND.astype(np.float16).tobytes())
         except OSError as error:
             raise ValueError(
                 f"no room for the embeddings of the masks in {tempfile.gettempdir()}: {error}; make room there, or set "
                 "TMPDIR to a folder with more"
             ) from error
     return dim, photos
+
+
+def _write(scratch: IO[bytes], data: bytes) -> None:
+    """All of it: a file without a buffer may take a part."""
+    while data:
+        data = data[scratch.write(data) :]
