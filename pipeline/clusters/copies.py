@@ -1,6 +1,6 @@
 """Masks that are copies of each other, over all parts of a run: a photo saved again or resized, the frames of a film.
 
-The parts are read once, one at a time, into a scratch file on local disk (the folder for temporary files, `TMPDIR`):
+The parts are read once, a few at a time, into a scratch file on local disk (the folder for temporary files, `TMPDIR`):
 two bytes a value. It is mapped, so that memory is 50 bytes a mask and what the system has left to cache the file. All
 is done in this process, so that the number of workers can change nothing, nor can the size of the shards as long as
 photos keep their order.
@@ -18,8 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.clusters.embeddings import read_photos
+from pipeline.engine.shards import ahead
 from pipeline.store import storage
 from workers.copies import Weights, find_groups, weigh
+
+READERS = 4  # threads that read parts, each with one in memory
 
 
 class Place(NamedTuple):
@@ -83,8 +86,7 @@ def find_copies(parts: Sequence[str], threshold: float) -> Copies:
 def _unpack(parts: Sequence[str], scratch: IO[bytes]) -> tuple[int, list[NDArray[np.int64]]]:
     """Writes the embeddings -> their width, and how many each photo of each part has."""
     dim, photos = 0, list[NDArray[np.int64]]()
-    for part in parts:
-        rows_ND, counts = read_photos(part)
+    for part, (rows_ND, counts) in zip(parts, ahead(read_photos, parts, depth=READERS), strict=True):
         if photos and rows_ND.shape[1] != dim:
             raise ValueError(f"{storage.redact(part)}: embeddings of {rows_ND.shape[1]} values, {dim} before")
         dim = rows_ND.shape[1]

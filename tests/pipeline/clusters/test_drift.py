@@ -10,11 +10,12 @@ import pytest
 from pipeline.clusters import drift
 from pipeline.clusters.drift import measure_drift
 from pipeline.engine.done import Look, record_fit_inputs
+from pipeline.errors import StageFailed
 from pipeline.operations.run import run as run_stages
 from pipeline.operations.source import open_source
 from pipeline.stages.clusters import Clusters, drift_of
 from pipeline.stages.run import open_run, resolve_run
-from tests.pipeline.clusters.embedded_parts import write_parts
+from tests.pipeline.clusters.embedded_parts import write_part, write_parts
 from tests.pipeline.report.tiny_runs import config_of, make_run, report_of, run_stage, scene, squeezed
 
 DIM, K = 16, 6
@@ -109,3 +110,9 @@ def test_a_run_whose_source_grew_says_it_and_shows_it(tmp_path: Path, capsys: py
     text = squeezed(report_of(tmp_path / "run").text)
     assert "Since the fit The clusters were fitted to 2 parts; 1 came since, and 0 are others now" in text
     assert f"{found.ratio:.2f} times as far" in text
+
+    write_part(Path(grown.stages["instances"].part(2)), np.full((1, 384), np.nan), RNG)
+    with pytest.raises(
+        StageFailed, match=r"clusters: .*part-00002.parquet: the embedding of mask 0 of the part is NaN"
+    ):
+        run_stages(config)
