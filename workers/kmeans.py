@@ -147,28 +147,34 @@ def assign(
     return labels, squared_distances(x_ND, centroids_KD, labels).astype(np.float32)
 
 
-def cluster_sums(x_ND: np.ndarray, labels_N: np.ndarray, k: int, step: float) -> tuple[np.ndarray, np.ndarray]:
+def cluster_sums(
+    x_ND: np.ndarray, labels_N: np.ndarray, k: int, step: float, units_N: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Sum and number of the rows of each cluster: (K, D) int64 in units of `step`, and (K,) int64. Exact.
 
-    `x_ND` must lie on the grid of `step`. A tile sums at most 2^12 values of 2^24 steps, which float64 holds exactly.
+    `x_ND` must lie on the grid of `step`. `units_N`: how often a row counts, up to 2^12; None: once. A tile sums at
+    most 2^12 values of 2^24 steps, each 2^12 times at most, which float64 holds exactly.
     """
     sums = np.zeros((k, x_ND.shape[1]), np.int64)
+    weights = np.ones(len(x_ND)) if units_N is None else units_N.astype(np.float64)
     for start in range(0, len(x_ND), _TILE):
         labels = labels_N[start : start + _TILE]
         tile_ND = x_ND[start : start + _TILE].astype(np.float64)
         pointers = np.arange(len(labels) + 1)
-        one_hot_KN = scipy.sparse.csc_matrix((np.ones(len(labels)), labels, pointers), shape=(k, len(labels)))
+        one_hot_KN = scipy.sparse.csc_matrix((weights[start : start + _TILE], labels, pointers), shape=(k, len(labels)))
         sums += (one_hot_KN @ tile_ND / step).astype(np.int64)
-    return sums, np.bincount(labels_N, minlength=k).astype(np.int64)
+    return sums, np.bincount(labels_N, weights, minlength=k).astype(np.int64)
 
 
-def move_row(x_D: np.ndarray, old: int, new: int, step: float, sums_KD: np.ndarray, counts_K: np.ndarray) -> None:
-    """Take one row on the grid out of cluster `old` and into `new`, in place in the sums and counts."""
-    steps_D = (x_D.astype(np.float64) / step).astype(np.int64)
+def move_row(
+    x_D: np.ndarray, old: int, new: int, step: float, sums_KD: np.ndarray, counts_K: np.ndarray, units: int = 1
+) -> None:
+    """Take one row on the grid, `units` times, out of cluster `old` and into `new`, in place in the sums and counts."""
+    steps_D = (x_D.astype(np.float64) / step).astype(np.int64) * units
     sums_KD[old] -= steps_D
     sums_KD[new] += steps_D
-    counts_K[old] -= 1
-    counts_K[new] += 1
+    counts_K[old] -= units
+    counts_K[new] += units
 
 
 def updated_centroids(

@@ -43,8 +43,8 @@ class KMeansSettings:
 @dataclass(frozen=True, slots=True)
 class KMeansResult:
     """`centroids` (K, D) float32, `sizes` (K,) int64 rows a cluster, `inertia` the sum of squared distances at each
-    iteration and, last, that of the final centroids; `repaired` empty clusters moved at each iteration; `seed_rows`
-    (K,) int64 numbers of the rows that were the first centroids."""
+    iteration and, last, that of the final centroids (of copies that count as one, their mean); `repaired` empty
+    clusters moved at each iteration; `seed_rows` (K,) int64 numbers of the rows that were the first centroids."""
 
     centroids: np.ndarray
     sizes: np.ndarray
@@ -82,7 +82,8 @@ def write_empty(out: str, settings: KMeansSettings, dim: int) -> None:
     write_artifact(out, settings, KMeansResult(centroids, np.zeros(settings.k, np.int64), (0.0,), (), none))
 
 
-def write_artifact(out: str, settings: KMeansSettings, result: KMeansResult) -> None:
+def write_artifact(out: str, settings: KMeansSettings, result: KMeansResult, *, different: int | None = None) -> None:
+    """`different`: how many masks there were where copies counted as one; None: each counted."""
     buffer = io.BytesIO()
     np.save(buffer, result.centroids, allow_pickle=False)
     record = {
@@ -96,6 +97,7 @@ def write_artifact(out: str, settings: KMeansSettings, result: KMeansResult) -> 
         "sizes": result.sizes.tolist(),
         "seed_rows": result.seed_rows.tolist(),
         "software": f"u2label {version('u2label')}",
+        **({} if different is None else {"different": different}),
     }
     storage.write_bytes(storage.join(out, CENTROIDS), buffer.getvalue())
     storage.write_bytes(storage.join(out, ARTIFACT), json.dumps(record, indent=1).encode())

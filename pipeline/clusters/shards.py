@@ -13,39 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
+from pipeline.clusters.embeddings import read_embeddings
 from pipeline.store import storage
 from workers import kmeans as kernel
+from workers.copies import Weights
 
 log = logging.getLogger(__name__)
 
 MAX_DEATHS = 5  # of one actor in a row, without an answer in between
 _READ_THREADS = 8  # parts that an actor reads at the same time
 _LOST = (RayActorError, ObjectLostError, OutOfMemoryError)
-
-
-def read_embeddings(uri: str) -> np.ndarray:
-    """(N, D) float32: the masks' embeddings of an instances part; only that column is read.
-
-    ValueError names the part when it cannot be read, has no such column, or holds a value that is not finite.
-    """
-    try:
-        with storage.open_input(uri, block_size=0) as stream, pq.ParquetFile(stream) as file:
-            rows = kernel.embedding_rows(file.read(columns=["embedding"])["embedding"])
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"{storage.redact(uri)}: cannot read embeddings: {error}; delete the part and run again"
-        ) from error
-    finite = np.isfinite(rows).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"{storage.redact(uri)}: the embedding of mask {int(np.argmin(finite))} of the part is NaN or infinite; "
-            "delete the part and run the instances stage again"
-        )
-    return rows
 
 
 class FarRow(NamedTuple):
@@ -64,8 +44,18 @@ class FarRow(NamedTuple):
 class KMeansShard:
     """The rows of some parts, and the answers that the driver asks of them. Runs as a Ray actor, or as it is."""
 
-    def __init__(self, parts: Sequence[str], *, spherical: bool, device: str, threads: int, step: float | None) -> None:
+    def __init__(
+        self,
+        parts: Sequence[str],
+        weights: Weights | None = None,
+        *,
+        spherical: bool,
+        device: str,
+        threads: int,
+        step: float | None,
+    ) -> None:
         self._parts, self._spherical, self._step = parts, spherical, step
+        self._weights = weights  # of all rows of the parts; None: each counts once
         self._device, self._threads = device, threads
         self._rows: list[np.ndarray] | None = None
         self._search: kernel.Search | None = None
@@ -88,12 +78,12 @@ class KMeansShard:
         self._ready_search()
         return [(*x.shape, float(np.abs(x).max(initial=0))) for x in self._blocks]
 
-    def settle(self, step: float) -> list[float]:
-        """Round the rows to the grid; the sum of the squared norms of each part."""
-        self._step = step
+    def settle(self, step: float, weights: Weights | None = None) -> list[float]:
+        """Round the rows to the grid; the sum of the squared norms of each part, each as often as its row counts."""
+        self._step, self._weights = step, weights
         for i, block in enumerate(self._blocks):
             self._blocks[i] = kernel.on_grid(block, step)
-        return [float(np.einsum("nd,nd->", x, x, dtype=np.float64)) for x in self._blocks]
+        return [_squared_norm(x, units) for x, units in zip(self._blocks, self._units, strict=True)]
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """(n, D) the given rows, numbered from the first of this shard, ascending."""
@@ -110,25 +100,39 @@ class KMeansShard:
         before = None if previous is None else self._labels_of(version - 1, previous)
         after = self._labels_of(version, centroids)
         sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
-        for block, labels in zip(self._blocks, after, strict=True):
-            block_sums, block_counts = kernel.cluster_sums(block, labels, len(centroids), self._grid_step())
+        for block, labels, units in zip(self._blocks, after, self._units, strict=True):
+            block_sums, block_counts = kernel.cluster_sums(block, labels, len(centroids), self._grid_step(), units)
             sums += block_sums
             counts += block_counts
         if before is None:
-            return sums, counts, int(counts.sum())
+            return sums, counts, sum(len(labels) for labels in after)
         return sums, counts, sum(int(np.count_nonzero(a != b)) for a, b in zip(before, after, strict=True))
 
+    def sizes(self, version: int, centroids: np.ndarray) -> np.ndarray:
+        """(K,) int64 rows of each cluster of `version`, copies and all."""
+        labels = [np.zeros(0, np.int32), *self._labels_of(version, centroids)]
+        return np.bincount(np.concatenate(labels), minlength=len(centroids)).astype(np.int64)
+
     def farthest(self, version: int, centroids: np.ndarray, n: int) -> list[FarRow]:
-        """The `n` rows farthest from their centroid of `version`, farthest first."""
+        """The `n` rows farthest from their centroid of `version`, farthest first; of a group of copies the first."""
         floor = kernel.distance_floor(centroids.shape[1], self._grid_step())
         found, first = list[FarRow](), 0
         for block, labels in zip(self._blocks, self._labels_of(version, centroids), strict=True):
             distances = kernel.squared_distances(block, centroids, labels)
+            if self._weights is not None:
+                distances[~self._weights.first[first : first + len(block)]] = 0
             far = kernel.farthest(distances, n, floor)
             found += [FarRow(float(distances[i]), first + int(i), int(labels[i]), block[i]) for i in far]
             found = sorted(found, key=FarRow.rank)[:n]
             first += len(block)
         return found
+
+    @property
+    def _units(self) -> list[np.ndarray | None]:
+        """How often the rows of each part count; None: once."""
+        if self._weights is None:
+            return [None] * len(self._blocks)
+        return list(np.split(self._weights.units, np.cumsum([len(x) for x in self._blocks])[:-1]))
 
     def _labels_of(self, version: int, centroids: np.ndarray) -> list[np.ndarray]:
         if self._version != version:
@@ -146,6 +150,12 @@ class KMeansShard:
         return self._step
 
 
+def _squared_norm(x_ND: np.ndarray, units_N: np.ndarray | None) -> float:
+    if units_N is None:
+        return float(np.einsum("nd,nd->", x_ND, x_ND, dtype=np.float64))
+    return float(np.einsum("nd,nd->n", x_ND, x_ND, dtype=np.float64) @ units_N)
+
+
 class ShardPool:
     """The actors, one for each contiguous range of parts. A lost actor is replaced and its call made again."""
 
@@ -158,6 +168,7 @@ class ShardPool:
         self._resources = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD", "max_restarts": 0}
         self._arguments = {"spherical": spherical, "device": device, "threads": max(1, int(cpus))}
         self.step: float | None = None  # given to the actors that replace lost ones
+        self.weights: list[Weights | None] = [None] * count  # likewise, of the rows of each
         self._actors = [self._started(i) for i in range(count)]
 
     def __len__(self) -> int:
@@ -165,7 +176,7 @@ class ShardPool:
 
     def _started(self, index: int) -> Any:
         actor = ray.remote(KMeansShard).options(**self._resources)
-        return actor.remote(self._ranges[index], **self._arguments, step=self.step)
+        return actor.remote(self._ranges[index], self.weights[index], **self._arguments, step=self.step)
 
     def call(self, method: str, *arguments: Any) -> Iterator[tuple[int, Any]]:
         """Call a method of every actor; (actor, answer) as they come."""

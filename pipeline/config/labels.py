@@ -153,6 +153,8 @@ class ClustersConfig(Section):
     spherical: bool = True
     max_iterations: int = Field(100, ge=1)
     tolerance: float = Field(1e-4, ge=0)  # relative drop of the inertia at which the iteration stops
+    # Cosine of embeddings from which masks are copies, which weigh as one together; none: each mask weighs as one.
+    dedup: Literal["none"] | Annotated[float, Field(ge=0.8, lt=1)] = "none"
 
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.engine.stage import ARTIFACT, PART, Stage, part_name
@@ -88,8 +88,10 @@ class Look:
             return FitChanges(artifacts=int(bool(there) and was != artifact_identity(used)))
         written = self._written[used.folder]
         asked = [s for s in there if s < len(was) and _is_after(written[part_name(s)], artifact)]
-        changed = sum(now != was[shard] for shard, now in _identities(used, asked).items())
-        return FitChanges(known=len(was), changed=changed, added=sum(shard >= len(was) for shard in there))
+        changed = {shard for shard, now in _identities(used, asked).items() if now != was[shard]}
+        newer = [shard for shard in there if shard >= len(was) or shard in changed]
+        parts = {used.name: FitParts(sorted({*there} - {*newer}), newer)}
+        return FitChanges(len(was), len(changed), added=len(newer) - len(changed), parts=parts)
 
     def _find(self, stage: Stage, *, strict: bool) -> frozenset[int]:
         key = (stage.folder, strict)
@@ -143,14 +145,23 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class FitParts:
+    """The shards of a stage whose part is there: of those that a fit was made of as they are, and of others."""
+
+    older: list[int]
+    newer: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class FitChanges:
     """Of the parts that a fit was made of: `known` so many, `changed` are others now, `added` came since; `artifacts`
-    of other fits that are others now."""
+    of other fits that are others now. `parts`: which they are, by the names of the shard stages that it reads."""
 
     known: int = 0
     changed: int = 0
     added: int = 0
     artifacts: int = 0
+    parts: Mapping[str, FitParts] = field(default_factory=dict, compare=False)
 
     def __add__(self, other: FitChanges) -> FitChanges:
         return FitChanges(
@@ -158,6 +169,7 @@ class FitChanges:
             self.changed + other.changed,
             self.added + other.added,
             self.artifacts + other.artifacts,
+            {**self.parts, **other.parts},
         )
 
     @property
@@ -232,7 +244,9 @@ def _footer(part: str) -> pq.FileMetaData | None:
     with storage.open_input(part, block_size=0) as stream:
         try:
             return pq.read_metadata(stream)
-        except pa.ArrowInvalid:
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and not (type(error) is OSError and error.errno is None):
+                raise  # the store's; Arrow's own have no number
             return None
 
 

@@ -60,6 +60,12 @@ def part_name(shard: int) -> str:
     return f"part-{shard:05d}.parquet"
 
 
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` different positions in 0..count - 1, evenly spaced: the middles of equal stretches."""
+    wanted = min(count, wanted)
+    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
+
+
 def index_folder(config: Config) -> str:
     """Where the index of the config's source lies, by the source section alone: by the keys of version 0.1, and those
     of later ones that say something."""

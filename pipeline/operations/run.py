@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.config import Config
-from pipeline.engine.done import Look, pending_shards, record_fit_inputs
+from pipeline.engine.done import FitChanges, Look, pending_shards, record_fit_inputs
 from pipeline.engine.lease import run_lease
 from pipeline.engine.log import say
 from pipeline.engine.progress import StageProgress
@@ -89,7 +89,7 @@ def run(
         for name, stage in this.stages.items():
             if stages is not None and name not in stages:
                 continue
-            pending = _pending(stage, refit)
+            pending = _pending(this.definitions[name], stage, this, refit)
             say(_opening(stage, len(pending)), stage=name, fingerprint=stage.fingerprint)
             if pending:
                 _require_inputs(stage, this)
@@ -105,12 +105,12 @@ def run(
     return summary
 
 
-def _pending(stage: Stage, refit: bool) -> list[int]:
+def _pending(definition: Definition, stage: Stage, run: Run, refit: bool) -> list[int]:
     """The shards of a stage that are to be done. An artifact that is to be made again is removed: nothing of it is gone
     on from."""
     look = Look([stage])
     pending = look.pending(stage)
-    if stage.kind == "shard":
+    if not isinstance(definition, FitStage):
         return pending
     changes = look.changes(stage)
     if pending or (refit and changes.any):
@@ -118,11 +118,19 @@ def _pending(stage: Stage, refit: bool) -> list[int]:
             storage.remove_folder(stage.folder)
         return [0]
     if changes.any:
-        say(
-            f"{stage.name}: kept, though of the {changes.known} parts that it was made of {changes.changed} are others "
-            f"now, and {changes.added} came since; --refit makes it again"
-        )
+        _tell_kept(definition, stage, run, changes)
     return []
+
+
+def _tell_kept(definition: FitStage, stage: Stage, run: Run, changes: FitChanges) -> None:
+    try:
+        drift = definition.drift(run, stage, changes)
+    except ValueError as error:  # a part that somebody damaged
+        raise StageFailed(f"{stage.name}: {storage.redact(str(error))}") from error
+    say(
+        f"{stage.name}: kept, though of the {changes.known} parts that it was made of {changes.changed} are others "
+        f"now, and {changes.added} came since{drift and f'; {drift}'}; --refit makes it again"
+    )
 
 
 def _foresee(run: Run, stages: Collection[str] | None) -> None:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.clusters.drift import Drift
+from pipeline.engine.done import FitChanges
 from pipeline.engine.stage import ARTIFACT
 from pipeline.report import charts, rows
 from pipeline.report.pictures import Crop
 from pipeline.stages.base import Run
+from pipeline.stages.clusters import drift_of
 from pipeline.store import storage
 from workers import overlay
 
@@ -41,6 +44,8 @@ class Clusters:
     charts: list[charts.Chart]
     members: rows.Members | None  # None until there are panoptic parts
     similarity_parts: int  # instances parts whose embeddings were compared with the centroids
+    changes: FitChanges  # in the parts that the fit was made of
+    drift: Drift | None  # None where no mask came since the fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +107,19 @@ def describe_clusters(
         )
         for cluster in fit.largest(max_clusters)
     ]
-    compared = min(rows.SIMILARITY_PARTS, len(run.done[run.things.name]))
-    return Clusters(len(fit.sizes), fit.iterations, fit.sizes, largest, _fit_charts(fit), members, compared)
+    stage = run.stages["clusters"]
+    changes = run.look.changes(stage)
+    return Clusters(
+        k=len(fit.sizes),
+        iterations=fit.iterations,
+        sizes=fit.sizes,
+        largest=largest,
+        charts=_fit_charts(fit),
+        members=members,
+        similarity_parts=min(rows.SIMILARITY_PARTS, len(run.done[run.things.name])),
+        changes=changes,
+        drift=drift_of(run, stage, changes),
+    )
 
 
 def _fit_charts(fit: ClusterFit) -> list[charts.Chart]:

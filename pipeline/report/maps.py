@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.engine.shards import ahead, read_columns
-from pipeline.engine.stage import Stage
+from pipeline.engine.stage import Stage, spread
 from pipeline.report import rows
 from pipeline.report.pictures import DRAWERS, PHOTO_HEIGHT, PHOTO_WIDTH, read_labels
 from pipeline.sources.fetch import Fetcher
@@ -74,7 +74,7 @@ class MapPicture:
 def sample_places(index: Index, done: Collection[int]) -> dict[int, list[int]]:
     """The rows of each shard that stand for all finished ones."""
     shards = sorted(done)
-    chosen = {shards[i] for i in rows.spread(len(shards), SAMPLED_PARTS)}
+    chosen = {shards[i] for i in spread(len(shards), SAMPLED_PARTS)}
     return _by_shard(rows.sample_images(index, chosen, SAMPLED_IMAGES))
 
 

@@ -12,6 +12,7 @@ from pipeline.engine.receipts import add_histograms, read_receipts
 from pipeline.engine.status import StageStatus, stage_status
 from pipeline.report import charts, rows
 from pipeline.report.clusters import ClusterFit, Clusters, describe_clusters, find_members
+from pipeline.report.copies import Copies, describe_copies
 from pipeline.report.model import Model, describe_model
 from pipeline.report.naming import given_names
 from pipeline.report.pictures import Drawer, Picture
@@ -54,6 +55,7 @@ class Page:
     stuff: Stuff | None  # None for a run without
     model: Model | None  # likewise
     clusters: Clusters | None
+    copies: Copies | None  # None before there are masks
     failed: list[FailedShard]
     missing: list[str]
 
@@ -92,6 +94,7 @@ def describe(run: Run, *, max_photos: int, max_clusters: int) -> Page:
         stuff=describe_stuff(run, statuses, names, max_photos),
         model=describe_model(run, places, photos),
         clusters=describe_clusters(run, fit, members, crops, names, max_clusters) if fit else None,
+        copies=describe_copies(run),
         failed=_failed_shards(run, statuses),
         missing=_missing(run),
     )

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.engine.shards import ahead, read_columns
-from pipeline.engine.stage import Stage
+from pipeline.engine.stage import Stage, spread
 from pipeline.engine.status import StageStatus
 from pipeline.sources.index import Index
 from pipeline.store import storage
@@ -34,6 +34,7 @@ READERS = 4  # threads; each holds a few columns of one part
 COUNT_COLUMNS = ["image_id", "height", "width", "status", "error", "area"]
 PHOTO_COLUMNS = {
     "instances": ["image_id", "height", "width", "status", "error", "rle"],
+    "things": ["image_id", "height", "width", "status", "error", "rle"],
     "panoptic": ["image_id", "height", "width", "status", "error", "panoptic", "segments"],
     "semantics": ["image_id", "status", "error", "labels"],
 }  # of a stage; the model's predictions are panoptic labels too
@@ -93,12 +94,6 @@ class Members:
     by_category: dict[int, list[Member]]
     parts_read: int
     parts: int
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` different positions in 0..count - 1, evenly spaced: the middles of equal stretches."""
-    wanted = min(count, wanted)
-    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
 
 
 def category_names(panoptic: Stage, shard: int) -> dict[int, str]:

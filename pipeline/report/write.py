@@ -4,7 +4,7 @@ Counts, times, photos with their masks, clusters with instances of each. The rep
 fetches anything; every word that comes from a file name, an error or a configuration is escaped by the templates.
 
     write       finds the run, renders and writes the page
-    page        what the page says: `describe(run) -> Page`, with `clusters` and `semantics`
+    page        what the page says: `describe(run) -> Page`, with `clusters`, `copies` and `semantics`
     rows, maps  what is read of the parts; how much of a large run
     pictures    the photos, fetched again, and what is drawn on them (`overlay`)
     fits        what the fits of the stuff classes left behind

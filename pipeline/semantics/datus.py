@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.clusters.artifact import CENTROIDS, KMeansResult, KMeansSettings
+from pipeline.clusters.embeddings import read_embeddings
 from pipeline.clusters.kmeans import IterationReport, fit_kmeans
-from pipeline.clusters.shards import read_embeddings
 from pipeline.engine.shards import read_columns
 from pipeline.engine.stage import ARTIFACT, part_name
 from pipeline.semantics.merged import ROWS, MergeSettings, fit_merged, remove_rows, too_few, write_rows

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from pipeline.config import Config
-from pipeline.engine.done import Look
+from pipeline.engine.done import FitChanges, Look
 from pipeline.engine.receipts import Receipt
 from pipeline.engine.stage import Kind, Stage
 from pipeline.sources.index import Index
@@ -153,6 +153,11 @@ class FitStage(Definition):
 
         ValueError, RuntimeError or an error of the store ends the run; what was kept on the way is gone on from.
         """
+
+    def drift(self, run: Run, stage: Stage, changes: FitChanges) -> str:
+        """What a fit that is kept means for the parts that it was not made of, in words; empty where nothing is known.
+        ValueError: a part that cannot be read."""
+        return ""
 
 
 def stage_of_round(base: str, number: int) -> str:

@@ -46,6 +46,7 @@ def test_a_run_that_is_extended_and_killed_twice_is_the_run_over_all_photos_with
     kill_driver(again)
     said = finish(start_u2label(*command), 0)
     assert "clusters: kept, though of the 5 parts that it was made of 0 are others now, and 4 came since" in said
+    assert "masks looked at that came since lie" in said and "times as far from their nearest centroids" in said
     assert "since it was listed" not in said
     assert old.items() <= parts(run, "*").items()
 

@@ -48,9 +48,18 @@ def test_shown_configuration_loads_to_itself(tmp_path: Path) -> None:
     assert Config.model_validate_json(config.model_dump_json()) == config
 
 
+def test_copies_weigh_as_one_where_a_cosine_is_given(tmp_path: Path) -> None:
+    path = write(tmp_path, "source: {uri: a}\nrun: {uri: out}\n")
+    assert load_config(path).clusters.dedup == "none"
+    assert load_config(path, ["clusters.dedup=none"]).clusters.dedup == "none"
+    assert load_config(path, ["clusters.dedup=0.95"]).clusters.dedup == 0.95
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
+        ("source: {uri: a}\nrun: {uri: x}", ["clusters.dedup=0.5"], r"clusters.dedup: .* equal to 0.8 \(got 0.5\)"),
+        ("source: {uri: a}\nrun: {uri: x}", ["clusters.dedup=1"], r"clusters.dedup: .* less than 1 \(got 1\)"),
         ("run: {uri: x}", [], r"source: is required"),
         (
             "source: {uri: a, shard_sze: 3}\nrun: {uri: x}",

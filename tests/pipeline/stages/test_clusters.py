@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.sources.index import Ignored, Index
 from pipeline.stages.clusters import Clusters
 from pipeline.stages.run import open_run
+from pipeline.stages.table import resolve_stages
 from pipeline.stages.things import EmbeddingFit
-from tests.pipeline.report.tiny_runs import config_of, plan_run, run_stage
+from tests.pipeline.report.tiny_runs import config_of, make_run, plan_run, report_of, run_stage, scene, squeezed
 
 
 @pytest.mark.parametrize(
@@ -35,3 +38,28 @@ def test_without_a_mask_there_are_void_labels(tmp_path: Path, method: str, width
     run_stage(table["panoptic"], config, table)
     (label,) = pq.read_table(table["panoptic"].part(0)).to_pylist()
     assert (label["status"], label["segments"]) == ("no_masks", [])
+
+
+def test_copies_that_weigh_as_one_are_another_fit(tmp_path: Path) -> None:
+    index = Index("/run/index/x", 3, 1000, 400, "folder", "image", "d" * 64, "/photos", Ignored())
+    said = {"left out": {}, "none": {"dedup": "none"}, "0.95": {"dedup": 0.95}}
+    configs = {name: config_of(tmp_path, tmp_path, clusters={"k": 3, **keys}) for name, keys in said.items()}
+    fingerprints = {name: resolve_stages(config, index)["clusters"].fingerprint for name, config in configs.items()}
+    assert fingerprints["left out"] == fingerprints["none"] != fingerprints["0.95"]
+
+
+def test_copies_count_as_one_in_a_run(ray_session: None, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        for copy in range(1 if number else 4):
+            (tmp_path / "photos" / f"{number}-{copy}.jpg").write_bytes(scene(number))
+    config = config_of(tmp_path / "photos", tmp_path / "run", clusters={"k": 2, "dedup": 0.999})
+    table = make_run(config, ("instances",))
+    said = Clusters().fit(open_run(str(tmp_path / "run"), need=None), table["clusters"])
+    record = json.loads(Path(table["clusters"].folder, "artifact.json").read_text())
+    masks = sum(record["sizes"])
+    assert said.endswith(f"with copies as one, {masks} masks count as {record['different']}")
+    assert masks - record["different"] == 3 * (masks // 7)  # each photo has as many, and one is there four times
+    text = squeezed(report_of(tmp_path / "run").text)
+    assert f"{4 * (masks // 7)} of {masks} masks have copies" in text and "4 of 7 photos hold one" in text
+    assert "The clusters count a group as one mask" in text
