@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PHOTOS ?=
 WEIGHTS ?=
 
-.PHONY: demo test lint tests chaos clean
+.PHONY: demo test test-slow lint tests chaos clean
 
 # Both start many processes: each would compile the program anew where it may not write its bytecode down.
 WRITING := env -u PYTHONDONTWRITEBYTECODE
@@ -21,8 +21,14 @@ demo: $(VENV)/.ready
 test: $(VENV)/.tested
 	$(MAKE) --no-print-directory -j 2 lint tests
 
+PYTEST := $(WRITING) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
 tests: $(VENV)/.tested
-	$(WRITING) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m 'not slow'
+
+# A dozen tests of a minute each: lost nodes, killed drivers and trainings, a bad network. `pytest` alone runs all.
+test-slow: $(VENV)/.tested
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

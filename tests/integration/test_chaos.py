@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from pipeline.config import load_config
 from pipeline.operations.status import run_status
 from tests.faults import Damage, Victim, damage, small_cluster
 from tests.integration.conftest import SCENES, write_config
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_workers_nodes_drivers_and_parts_ends_as_if_nothing_had_happened(
     scenes: Path, labelled: Path, tmp_path: Path
 ) -> None:

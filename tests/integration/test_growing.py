@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipeline.config import load_config
 from pipeline.operations.run import run as run_stages
 from tests.integration.conftest import Start, finish, rows, write_config
@@ -21,6 +23,7 @@ def labels(run: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_that_is_extended_and_killed_twice_is_the_run_over_all_photos_with_the_same_fit(
     scenes: Path, tmp_path: Path, start_u2label: Start, ray_address: str
 ) -> None:

@@ -117,6 +117,7 @@ def test_killed_worker_killed_driver_ctrl_c_and_a_second_run(
     assert_same_rows(run, labelled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("semantics", "killed_in"), [(STEGO, ("features", "semantics_fit", "semantics")), (DATUS, ("segments",))]
 )

@@ -101,6 +101,7 @@ def receipts_of(process: subprocess.Popen[str]) -> list[Receipt]:
     return [Receipt.from_json(line) for line in finish(process, 0).splitlines() if line.startswith("{")]
 
 
+@pytest.mark.slow
 def test_a_node_that_joins_is_used_and_one_that_vanishes_costs_its_shards_in_flight(
     cluster: Cluster, tmp_path: Path, slow_run: Start
 ) -> None:
@@ -127,6 +128,7 @@ def test_a_node_that_joins_is_used_and_one_that_vanishes_costs_its_shards_in_fli
     assert not list((tmp_path / "run").rglob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_stages_with_a_device_go_to_the_nodes_with_the_resource_and_others_anywhere(
     cluster: Cluster, slow_run: Start
 ) -> None:

@@ -52,6 +52,7 @@ SECRETS = {
 }
 
 
+@pytest.mark.slow
 def test_a_bucket_behind_a_bad_network_gives_the_rows_of_a_folder(
     labelled: Path,
     config_file: Path,

@@ -99,6 +99,7 @@ def documented_query(run: str) -> list[tuple[str, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_bucket_submit_watch_kill_submit_again_and_read(
     head: Head, s3_bucket: str, scenes: Path, config_file: Path, labelled: Path
 ) -> None:

@@ -82,6 +82,7 @@ def check_predictions(config: Config, weights: str, tmp_path: Path) -> None:
     assert sorted({*ids.unique().tolist()} - {0}) == [segment.id for segment in segments]
 
 
+@pytest.mark.slow
 def test_a_driver_killed_while_it_trains_goes_on_from_its_checkpoint(
     labelled_config: Path, start_u2label: Start, tmp_path: Path, ray_address: str
 ) -> None:

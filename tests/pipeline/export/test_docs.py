@@ -111,10 +111,9 @@ def test_step_7_of_operations_reads_each_photo_once(
             again = re.sub("panoptic/[0-9a-f]+", "panoptic/0123456789ab", file.path)
             storage.write_bytes(f"{s3_bucket}/u2label/{again}", Path("runs/pictures", file.path).read_bytes())
     found: list[Any] = []
-    monkeypatch.setattr(duckdb, "sql", lambda query: found.append(DUCKDB_SQL(query).fetchall()))
+    own = duckdb.connect()  # the module's own connection keeps the filesystems of other tests
+    monkeypatch.setattr(duckdb, "register_filesystem", own.register_filesystem)
+    monkeypatch.setattr(duckdb, "sql", lambda query: found.append(own.sql(query).fetchall()))
     code = block_of("operations.md", "7. **Read** the parts").replace("s3://bucket/u2label", f"{s3_bucket}/u2label")
     exec(compile(code, "operations.md", "exec"), {})
     assert sorted(name for name, _ in found[0]) == ["a.jpg", "b.png", "below/c.jpg", "d.v2.jpg"]
-
-
-DUCKDB_SQL = duckdb.sql

@@ -124,6 +124,7 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path, monkeypatch: pyt
         fit_deeplab(Halves(), str(tmp_path), replace(short, seed=6))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_of_which_one_is_killed_give_the_weights_of_one_process(unbroken: Path, tmp_path: Path) -> None:
     late = batch_rows(SETTINGS.seed, 0, 2 * SETTINGS.batch_size, 6)[5]  # the first batch is read without it

@@ -192,6 +192,7 @@ def test_a_fit_stopped_at_step_150_goes_on_to_the_same_bits(
     assert [event.step for event in events.Scalars("intra")] == [1, 50, 100, 150, 200]
 
 
+@pytest.mark.slow
 def test_two_workers_of_which_one_is_killed_give_the_weights_of_one(
     ray_session: None, unbroken: StegoArtifact, parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def test_with_shifts_from_the_features_it_does_not(alike: list[str], tmp_path: P
     assert sum(size > 0 for size in fitted.record["probe_sizes"]) == GROUPS
 
 
+@pytest.mark.slow
 def test_workers_of_ray_stop_as_early_and_the_fit_says_the_same(
     ray_session: None, alike: list[str], tmp_path: Path
 ) -> None:
