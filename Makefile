@@ -21,7 +21,7 @@ demo: $(VENV)/.ready
 test: $(VENV)/.tested
 	$(MAKE) --no-print-directory -j 2 lint tests
 
-PYTEST := $(WRITING) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST := $(WRITING) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 tests: $(VENV)/.tested
 	$(PYTEST) -m 'not slow'
