@@ -106,16 +106,13 @@ def run(
 
 
 def _pending(definition: Definition, stage: Stage, run: Run, refit: bool) -> list[int]:
-    """The shards of a stage that are to be done. An artifact that is to be made again is removed: nothing of it is gone
-    on from."""
+    """The shards of a stage that are to be done; of a fit that stands though its inputs have changed it says so."""
     look = Look([stage])
     pending = look.pending(stage)
     if not isinstance(definition, FitStage):
         return pending
     changes = look.changes(stage)
     if pending or (refit and changes.any):
-        if storage.exists(storage.join(stage.folder, ARTIFACT)):
-            storage.remove_folder(stage.folder)
         return [0]
     if changes.any:
         _tell_kept(definition, stage, run, changes)
@@ -236,6 +233,8 @@ def _fit(definition: FitStage, stage: Stage, run: Run) -> None:
     failures: tuple[type[Exception], ...] = (ValueError, RuntimeError, RayError, *storage.store_errors(run.uri))
     started = time.perf_counter()
     try:
+        if storage.exists(storage.join(stage.folder, ARTIFACT)):  # of other inputs: nothing of it is gone on from
+            storage.remove_folder(stage.folder)
         record_fit_inputs(stage)
         said = definition.fit(run, stage)
     except failures as error:  # too little to fit to, workers that die again and again, a disk that is full
