@@ -72,6 +72,21 @@ def test_bad_images_stay_rows() -> None:
     assert (row["status"], row["error"], row["panoptic"], row["segments"]) == ("empty", "no bytes", None, [])
 
 
+def test_a_photo_that_was_replaced_between_the_stages_is_a_row_with_both_sizes() -> None:
+    mask = np.ones((4, 6), bool)
+    (row,) = merge([one_instance("a.jpg", mask, [1, 0, 0, 0])], [np.zeros((5, 9), np.uint8)])
+    assert (row["status"], row["panoptic"], row["segments"]) == ("changed", None, [])
+    assert "6 x 4 pixels when its masks were found, 9 x 5 when its class map was made" in str(row["error"])
+
+
+def test_a_photo_without_a_class_map_says_what_became_of_it() -> None:
+    row = one_instance("a.jpg", np.ones((4, 6), bool), [1, 0, 0, 0])
+    worker = PanopticWorker(CENTROIDS, spherical=True, num_stuff=5, max_cover=0.7, threads=1)
+    table = worker.process(records("a.jpg"), instances([row]), [None], [("crashed", "it killed its worker")])
+    (found,) = table.to_pylist()
+    assert (found["status"], found["error"], found["panoptic"]) == ("crashed", "it killed its worker", None)
+
+
 def test_parts_of_other_images_are_refused() -> None:
     worker = PanopticWorker(CENTROIDS, spherical=True, num_stuff=0, max_cover=0.7, threads=1)
     with pytest.raises(ValueError, match="hold different images"):
