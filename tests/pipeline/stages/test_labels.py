@@ -55,4 +55,8 @@ def test_a_round_without_a_sure_prediction_is_refused_with_the_best_that_there_w
 
 
 def test_one_sure_prediction_is_enough(tmp_path: Path) -> None:
-    require_predictions(run_of(stage(tmp_path, "labels_1", [None], [None, 0.0])), 1)
+    labels = stage(tmp_path, "labels_1", [None], [None, 0.0])
+    predictions = stage(tmp_path, "predictions", [0.1])
+    require_predictions(run_of(labels, predictions), 1)
+    with pytest.raises(ConfigError, match=r"the surest has 0\.1"):
+        require_predictions(run_of(stage(tmp_path / "other", "labels_1", [None]), predictions), 1)
