@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,12 +52,11 @@ class PanopticWorker:
         categories = nearest_categories(
             instances["embedding"], self._centroids_KD, spherical=self._spherical, threads=self._threads
         )
-        ends = np.cumsum([len(row["rle"]) for row in rows])[:-1]
+        bounds = np.cumsum([0, *(len(row["rle"]) for row in rows)])
+        labels_n = [categories[start:end] for start, end in pairwise(bounds)]
         merged = [
             self._row(record, row, labels, semantic, reason)
-            for record, row, labels, semantic, reason in zip(
-                records, rows, np.split(categories, ends), maps, reasons, strict=True
-            )
+            for record, row, labels, semantic, reason in zip(records, rows, labels_n, maps, reasons, strict=True)
         ]
         return pa.Table.from_pylist(merged, schema=PANOPTIC_SCHEMA)
 

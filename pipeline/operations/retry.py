@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
+from pipeline.engine.done import Look
 from pipeline.engine.log import say
 from pipeline.engine.stage import Stage
 from pipeline.errors import ConfigError
 from pipeline.stages.base import Run
+from pipeline.stages.parts import read_part_columns
 from pipeline.store import storage
 from workers.records import READABLE, Status
 
@@ -19,30 +21,26 @@ STATUSES = tuple(status.value for status in Status if status not in READABLE | {
 
 def remove_parts(run: Run, statuses: Collection[str]) -> None:
     """Remove every part with a row of one of these statuses; what was made of it is then not done either. Of a photo
-    that was replaced between two stages (`changed`), the parts of both go. ConfigError: a status that there is not."""
+    that was replaced between two stages (`changed`), the parts of both go. ConfigError: a status that there is not, a
+    part that cannot be read."""
     unknown = sorted(set(statuses) - set(STATUSES))
     if unknown:
         raise ConfigError(f"--retry: {', '.join(unknown)} is unknown; the statuses are {', '.join(STATUSES)}")
     if not statuses:
         return
-    found = Counter(stage for stage, uri in _with_rows(run, frozenset(statuses)) if _remove(uri))
+    parts = _with_rows(run, frozenset(statuses))
+    for _, part in parts:
+        storage.remove(part)
+    found = Counter(stage for stage, _ in parts)
     shards = ", ".join(f"{count} of {stage}" for stage, count in found.items()) or "none"
     say(f"retry: shards with rows {', '.join(statuses)}: {shards}")
 
 
-def _remove(uri: str) -> bool:
-    storage.remove(uri)
-    return True
-
-
 def _with_rows(run: Run, statuses: frozenset[str]) -> list[tuple[str, str]]:
     """(stage, part) of all that is to go, each once."""
-    places = [
-        (stage, shard)
-        for stage in run.stages.values()
-        if stage.kind == "shard"
-        for shard in sorted(run.look.there(stage))
-    ]
+    stages = [stage for stage in run.stages.values() if stage.kind == "shard"]
+    look = Look(stages)  # not the run's own, which is to tell what is there when all is done
+    places = [(stage, shard) for stage in stages for shard in look.there(stage)]
     with ThreadPoolExecutor(READERS) as pool:
         found = list(pool.map(lambda place: _statuses(*place) & statuses, places))
     parts = dict[tuple[str, str], None]()
@@ -53,6 +51,4 @@ def _with_rows(run: Run, statuses: frozenset[str]) -> list[tuple[str, str]]:
 
 
 def _statuses(stage: Stage, shard: int) -> frozenset[str]:
-    from pipeline.engine.shards import read_part
-
-    return frozenset(read_part(stage, shard, ["status"])["status"].to_pylist())
+    return frozenset(read_part_columns(stage.part(shard), ["status"])["status"].to_pylist())

@@ -79,11 +79,12 @@ def run(
     with again, run_lease(config.run.uri), ExitStack() as connection:
         for folder in (config.run.uri, storage.join(config.run.uri, "receipts"), index_folder(config)):
             storage.remove_litter(folder)  # the lease says that nobody is writing
-        index = open_source(config, reindex=reindex, extend=extend, prune=prune)
-        listing = Listing(config, index)
+        index, is_new = open_source(config, reindex=reindex, extend=extend, prune=prune)
+        listing = None if is_new else Listing(config, index)
         summary = RunSummary(_resolve(config, index))
         this = summary.run
-        listing.tell()
+        if listing:
+            listing.tell()
         remove_parts(this, retry)
         _foresee(this, stages)
         for name, stage in this.stages.items():
@@ -101,7 +102,8 @@ def run(
             _require_content(this.definitions[name], stage, this)
             summary.computed[name] = len(pending)
         _write_latest(this)
-        listing.tell(last=True)
+        if listing:
+            listing.tell(last=True)
     return summary
 
 

@@ -19,17 +19,19 @@ from pipeline.store import storage
 PATIENCE_S = 2.0  # that work waits for a listing: some ten thousand objects of a bucket
 
 
-def open_source(config: Config, *, reindex: bool = False, extend: bool = False, prune: bool = False) -> Index:
-    """The index of the source: made the first time, or again (`reindex`), or with what is new and gone taken in
-    (`extend`; `prune` drops the rows of what is gone). ConfigError: a source that cannot be listed."""
+def open_source(
+    config: Config, *, reindex: bool = False, extend: bool = False, prune: bool = False
+) -> tuple[Index, bool]:
+    """The index of the source, and whether it is of now: made for the first time or again (`reindex`), or with what is
+    new and gone taken in (`extend`; `prune` drops rows of what is gone). ConfigError: a source that cannot be listed."""
     folder = index_folder(config)
     if reindex:
-        return _list_anew(config, folder)
+        return _list_anew(config, folder), True
     try:
         index = open_index(folder)
     except FileNotFoundError:
-        return _list_anew(config, folder)
-    return _extend(config, index, prune) if extend or prune else index
+        return _list_anew(config, folder), True
+    return (_extend(config, index, prune), True) if extend or prune else (index, False)
 
 
 def _list_anew(config: Config, folder: str) -> Index:

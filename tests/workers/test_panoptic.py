@@ -87,6 +87,10 @@ def test_a_photo_without_a_class_map_says_what_became_of_it() -> None:
     assert (found["status"], found["error"], found["panoptic"]) == ("crashed", "it killed its worker", None)
 
 
+def test_a_shard_of_which_every_photo_was_dropped_is_a_table_without_rows() -> None:
+    assert merge([]) == []
+
+
 def test_parts_of_other_images_are_refused() -> None:
     worker = PanopticWorker(CENTROIDS, spherical=True, num_stuff=0, max_cover=0.7, threads=1)
     with pytest.raises(ValueError, match="hold different images"):

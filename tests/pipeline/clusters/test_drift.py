@@ -92,7 +92,7 @@ def test_a_run_whose_source_grew_says_it_and_shows_it(tmp_path: Path, capsys: py
     assert "Since the fit" not in report_of(tmp_path / "run").text
 
     (photos / "7.jpg").write_bytes(scene(7))
-    grown = resolve_run(config, open_source(config, extend=True))
+    grown = resolve_run(config, open_source(config, extend=True)[0])
     for name in ("instances", "panoptic"):
         run_stage(grown.stages[name], config, grown.stages)
     changes = Look(grown.stages.values()).changes(grown.stages["clusters"])

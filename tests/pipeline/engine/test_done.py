@@ -100,7 +100,7 @@ def test_a_source_that_grew_and_changed_leaves_its_other_shards_done(table: dict
     photo = Path(config.source.uri, "5.jpg")
     photo.write_bytes(photo.read_bytes())
     os.utime(photo, ns=(0, photo.stat().st_mtime_ns + 10**9))
-    extended = resolve_run(config, open_source(config, extend=True))
+    extended = resolve_run(config, open_source(config, extend=True)[0])
     assert {name: stage.fingerprint for name, stage in extended.stages.items()} == {
         name: stage.fingerprint for name, stage in table.items()
     }
@@ -133,11 +133,11 @@ def test_retry_removes_the_parts_with_such_rows(table: dict[str, Stage], config:
     redo(table["instances"], config, table, 1)
     redo(table["panoptic"], config, table, 1)
     whole.write_bytes(scene(3))
-    run = resolve_run(config, open_source(config))
+    run = resolve_run(config, open_source(config)[0])
     with pytest.raises(ConfigError, match="--retry: broken is unknown; the statuses are missing, empty, undecodable"):
         remove_parts(run, ["broken"])
     remove_parts(run, ["missing", "crashed"])
     assert pending(table) == NOTHING
-    remove_parts(resolve_run(config, open_source(config)), ["empty"])
+    remove_parts(resolve_run(config, open_source(config)[0]), ["empty"])
     assert pending(table) == {"instances": [1], "clusters": [], "panoptic": [1]}
     assert index_folder(config) == run.index.folder
