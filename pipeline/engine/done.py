@@ -138,6 +138,8 @@ class Look:
 
     def _is_right(self, stage: Stage, shard: int, artifacts: Mapping[str, str]) -> bool:
         was, later = _recorded(stage.part(shard)), self._later(stage, shard)
+        if PHOTOS not in (was or {}) and stage.index is not None and str(shard) in stage.index.changed:
+            return False  # of photos whose versions nobody knew, and that have changed since
         if was is None:
             return not any(_says(used, shard) for used in later)
         now = made_of(stage, shard, artifacts, [used for used in later if used.kind == "shard"])

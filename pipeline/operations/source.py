@@ -23,7 +23,7 @@ def open_source(
     config: Config, *, reindex: bool = False, extend: bool = False, prune: bool = False
 ) -> tuple[Index, bool]:
     """The index of the source, and whether it is of now: made for the first time or again (`reindex`), or with what is
-    new and gone taken in (`extend`; `prune` drops rows of what is gone). ConfigError: a source that cannot be listed."""
+    new and gone taken in (`extend`; `prune` drops rows of what is gone). ConfigError: it cannot be listed."""
     folder = index_folder(config)
     if reindex:
         return _list_anew(config, folder), True

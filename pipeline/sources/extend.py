@@ -11,7 +11,7 @@ picture, or is dropped (`prune`).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
@@ -90,10 +90,13 @@ def extend_index(index: Index, uri: str, choice: Choice, *, prune: bool = False)
             f"{', '.join(index.keys) or '(none)'}; run with --reindex"
         )
     known = _Known(index)
-    fresh, others = set[str](), set[str]()
+    fresh, others, versions = set[str](), set[str](), dict[str, str]()
     for files, is_new, is_changed in _compared(index, known, uri, found.choice):
         fresh |= {file.uri for file, wanted in zip(files, is_new, strict=True) if wanted}
         others |= {file.uri for file, wanted in zip(files, is_changed, strict=True) if wanted}
+        if not index.versions:  # it did not note any
+            whole = index.format in WHOLE_FILES
+            versions |= {file.uri: file.version if whole else file.identity for file in files}
 
     def records_of(wanted: set[str], left_out: Ignored) -> Iterator[ImageRecord]:
         return scan(
@@ -108,13 +111,22 @@ def extend_index(index: Index, uri: str, choice: Choice, *, prune: bool = False)
         )
 
     replaced = {record.image_id: record for record in records_of(others, Ignored())} if others else {}
-    old = (_renewed(index.records_with_keys(shard), known, others, replaced, prune) for shard in range(index.shards))
+    touched = set[int]()
+
+    def old() -> Iterator[list[ImageRecord]]:
+        for shard in range(index.shards):
+            records = index.records_with_keys(shard)
+            renewed = _renewed(records, known, others, replaced, prune)
+            if len(renewed) != len(records) or any(a is not b for a, b in zip(renewed, records, strict=True)):
+                touched.add(shard)
+            yield [replace(r, version=versions.get(r.uri, "")) if not r.version else r for r in renewed]
+
     # Of `replaced`, what the old shards do not take: photos that a tar has in addition.
     added = itertools.chain(replaced.values(), records_of(fresh, ignored))
-    shards = itertools.chain(old, batches(added, index.shard_size))
+    shards = itertools.chain(old(), batches(added, index.shard_size))
     generation = index.generation + 1
     written = write_shards(shards, index.folder, generation, found.keys)
-    extended = _extended(index, written, ignored, generation)
+    extended = _extended(index, written, _left_out(index, ignored), generation, touched)
     write_manifest(extended)
     remove_generation(index)
     return open_index(index.folder)
@@ -131,7 +143,19 @@ def _compared(
         yield some, *known.compare(some)
 
 
-def _extended(index: Index, written: WrittenIndex, ignored: Ignored, generation: int) -> Index:
+def _left_out(index: Index, now: Ignored) -> Ignored:
+    """What the source holds beside its photos: of whole files as of `now`, of what lies in tars and Parquet files what
+    the index has counted and what new files have in addition."""
+    if index.format in WHOLE_FILES:
+        return now
+    found = replace(index.ignored, extensions=dict(index.ignored.extensions))
+    found.add(now)
+    return found
+
+
+def _extended(
+    index: Index, written: WrittenIndex, ignored: Ignored, generation: int, touched: Collection[int]
+) -> Index:
     return replace(
         index,
         shards=written.shards,
@@ -140,7 +164,7 @@ def _extended(index: Index, written: WrittenIndex, ignored: Ignored, generation:
         ignored=ignored,
         generation=generation,
         sizes=written.uneven(index.shard_size),
-        **written.times(index),
+        **written.times(index, touched),
     )
 
 
@@ -154,7 +178,7 @@ def _renewed(
         if record.uri in others:
             gone = replace(record, version=GONE)
             here = replaced.pop(record.image_id, gone)
-        elif record.version == GONE or known.is_unseen(record.uri):
+        elif record.version != GONE and known.is_unseen(record.uri):
             here = replace(record, version=GONE)
         if here.version != GONE or not prune:
             found.append(here)

@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice, repeat
@@ -190,13 +190,14 @@ class WrittenIndex(NamedTuple):
         """The sizes that are not the usual one, by shard."""
         return {str(shard): size for shard, size in enumerate(self.sizes) if size != shard_size}
 
-    def times(self, before: Index | None) -> dict[str, Any]:
-        """Versions, and since when: a shard that is as it was in the index `before` keeps its time."""
+    def times(self, before: Index | None, touched: Collection[int] = ()) -> dict[str, Any]:
+        """Versions, and since when: a shard that is as it was in the index `before` keeps its time. Where that did not
+        know versions, `touched` are the shards that are others."""
         now = time.time()
         if before is None:
             return {"versions": self.versions, "made": now}
-        if not before.versions and before.digest == self.digest:  # it did not know; a shard is taken to be as it was
-            return {"versions": self.versions, "made": before.made}
+        if not before.versions:
+            return {"versions": self.versions, "made": before.made, "changed": {str(shard): now for shard in touched}}
         pieces = (self.versions[at : at + VERSION_DIGITS] for at in range(0, len(self.versions), VERSION_DIGITS))
         anew = {str(shard): now for shard, version in enumerate(pieces) if before.version(shard) != version}
         return {"versions": self.versions, "made": before.made, "changed": before.changed | anew}

@@ -18,7 +18,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from pipeline.sources import label_maps, manifest
 from pipeline.sources.ahead import map_ahead
@@ -139,13 +139,16 @@ def scan(
     threads = threads if storage.is_remote(uri) else 1
     columns = {"image_column": image_column, "uri_column": choice.uri_column}
     kind = detect_format(uri, anonymous=anonymous, own=choice.own, **columns) if format == "auto" else format
-    files: Iterable[File] = (f for f in _of_the_user(uri, listing) if only is None or f.uri in only)
+    # Of some files alone, what lies beside tars and Parquet files was counted when the source was first listed.
+    beside = listing if only is None else replace(listing, ignored=Ignored())
     if kind == "folder":
-        records = _scan_folder(files, listing)
-    elif kind == "tar":
-        records = _scan_tars(files, listing, threads)
-    elif kind == "parquet":
-        records = _scan_parquet(files, image_column, listing, threads)
+        found = _scan_folder(_of_the_user(uri, listing), listing)
+        records: Iterator[ImageRecord] = (r for r in found if only is None or r.uri in only)
+    elif kind in ("tar", "parquet"):
+        whole = _of_kind(cast(Format, kind), _of_the_user(uri, beside), beside)
+        files = (file for file in whole if only is None or file.uri in only)
+        tars = kind == "tar"
+        records = _scan_tars(files, listing, threads) if tars else _scan_parquet(files, image_column, listing, threads)
     elif kind == "manifest":
         records = (record for record in _scan_manifest(uri, listing) if only is None or record.uri in only)
     else:
@@ -189,12 +192,11 @@ def _scan_tars(files: Iterable[File], listing: Listing, threads: int) -> Iterato
         one = replace(listing, ignored=Ignored())
         return list(_tar_records(tar, one)), one.ignored
 
-    tars = _of_kind("tar", files, listing)
     if threads == 1:
-        for tar in tars:
+        for tar in files:
             yield from _tar_records(tar, listing)
         return
-    for records, left in map_ahead(read, tars, threads):
+    for records, left in map_ahead(read, files, threads):
         listing.ignored.add(left)
         yield from records
 
@@ -204,7 +206,7 @@ def _scan_parquet(files: Iterable[File], column: str, listing: Listing, threads:
         with naming_the_source(file.uri):
             return file, parquet_rows(file.uri, column, anonymous=file.anonymous)
 
-    for file, rows in map_ahead(read, _of_kind("parquet", files, listing), threads):
+    for file, rows in map_ahead(read, files, threads):
         name = image_id(file.path)
         for row in range(rows):
             yield ImageRecord(f"{name}#{row}", file.uri, row, PARQUET_ROW, version=file.identity)

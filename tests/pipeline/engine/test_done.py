@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,8 @@ from pipeline.engine.stage import Stage, index_folder
 from pipeline.errors import ConfigError
 from pipeline.operations.retry import remove_parts
 from pipeline.operations.source import open_source
+from pipeline.sources.index import open_index
+from pipeline.sources.index_files import write_manifest
 from pipeline.stages.run import resolve_run
 from tests.pipeline.report.tiny_runs import config_of, make_run, run_stage, scene
 
@@ -126,6 +129,21 @@ def test_parts_of_a_time_when_they_did_not_say_are_done(table: dict[str, Stage],
     assert pending(table) == NOTHING
     redo(table["instances"], config, table, 0)  # and says now
     assert pending(table) == {"instances": [], "clusters": [], "panoptic": [0]}
+
+
+def test_a_photo_that_was_replaced_under_an_index_of_before_has_its_shard_done_again(
+    table: dict[str, Stage], config: Config
+) -> None:
+    index = open_index(index_folder(config))
+    write_manifest(replace(index, versions="", made=0.0))
+    for stage in table.values():
+        for shard in range(3) if stage.kind == "shard" else ():
+            rows = pq.read_table(stage.part(shard))
+            pq.write_table(rows.replace_schema_metadata({}), stage.part(shard))
+    Path(table["clusters"].folder, "inputs.json").unlink()
+    Path(config.source.uri, "2.jpg").write_bytes(scene(40) + b" ")
+    extended = resolve_run(config, open_source(config, extend=True)[0])
+    assert pending(extended.stages) == {"instances": [1], "clusters": [], "panoptic": [1]}
 
 
 def test_retry_removes_the_parts_with_such_rows(table: dict[str, Stage], config: Config) -> None:

@@ -55,6 +55,19 @@ def test_new_photos_come_in_shards_of_their_own(source: str, folder: str) -> Non
     assert list(storage.list_folder(folder)) == ["index-00000-1.parquet", "manifest.json"]
 
 
+def test_what_is_left_out_is_still_said_after_an_extension(source: str, folder: str) -> None:
+    put(source, {"a.jpg": b"x", "b.txt": b"", ".c": b""})
+    index = build_index(folder, source)
+    put(source, {"d.jpg": b"x", "e.md": b""})
+    extended = extend_index(index, source, ALL)
+    assert extended.ignored.reasons() == {".md": 1, ".txt": 1, "hidden": 1}
+    tars = storage.join(source, "tars")
+    put(tars, {"a.tar": tar([("0.jpg", b"x"), ("0.cls", b"1")]), "note.txt": b""})
+    index = build_index(f"{folder}-tars", tars)
+    put(tars, {"b.tar": tar([("0.jpg", b"x"), ("0.cls", b"1"), (".h", b"")])})
+    assert extend_index(index, tars, ALL).ignored.reasons() == {".cls": 2, ".txt": 1, "hidden": 1}
+
+
 def test_a_photo_of_the_same_size_under_the_same_name_is_seen(source: str, folder: str) -> None:
     put(source, {f"{number}.jpg": b"x" for number in range(6)})
     index = build_index(folder, source, shard_size=2)
@@ -149,6 +162,9 @@ def test_an_index_of_before_knows_sizes_alone(tmp_path: Path, folder: str) -> No
     assert difference(before, source, ALL) == Difference(new=1, changed=1)
     extended = extend_index(before, source, ALL)
     assert not difference(extended, source, ALL).any
+    assert list(extended.changed) == ["0"]
+    later(f"{source}/2.jpg")
+    assert difference(extended, source, ALL) == Difference(changed=1)  # it knows more than sizes now
 
 
 def test_the_old_index_stands_until_the_new_one_is_whole(tmp_path: Path, folder: str) -> None:
