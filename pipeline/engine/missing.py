@@ -7,6 +7,7 @@ source and not of photos; and `source.on_missing` says what becomes of the rest.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import threading
@@ -16,7 +17,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pipeline.sources.fetch import UNREACHED, WEB
+from pipeline.sources.fetch import UNREACHED, WEB, RangeRefused
 from pipeline.sources.index import Index
 from pipeline.store import storage
 from workers.images import LoadedImage
@@ -38,22 +39,21 @@ class AskAgain:
         self._in_vain = 0
 
     def __call__(self, load: Callable[[], LoadedImage], record: ImageRecord) -> LoadedImage:
-        """What `load` gives, at last; without another try where the answer is known to be final."""
-        image = load()
-        pauses = PAUSES_S if self._may_come(image, record) else ()
+        """What `load` gives, at last; without another try where the answer is known to be final. RangeRefused when that
+        is what it raises to the end."""
+        far = storage.is_remote(record.uri) and not record.uri.startswith(WEB)
+        pauses = PAUSES_S if far and record.version != GONE and self._in_vain < HOPELESS else ()
         for pause in pauses:
+            with contextlib.suppress(RangeRefused):
+                image = load()
+                if image.status != Status.MISSING:
+                    return image
             self._sleep(random.uniform(pause / 2, pause))
-            image = load()
-            if image.status != Status.MISSING:
-                return image
-        if pauses:
+        image = load()
+        if pauses and image.status == Status.MISSING:
             with self._lock:
                 self._in_vain += 1
         return image
-
-    def _may_come(self, image: LoadedImage, record: ImageRecord) -> bool:
-        far = storage.is_remote(record.uri) and not record.uri.startswith(WEB)
-        return image.status == Status.MISSING and far and record.version != GONE and self._in_vain < HOPELESS
 
 
 def judge_missing(table: pa.Table, index: Index, gone: Collection[str], on_missing: OnMissing) -> pa.Table:

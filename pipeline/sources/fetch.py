@@ -39,6 +39,10 @@ class UnreadableRow(OSError):
     """A row of a Parquet source that is there, in a page that cannot be decoded."""
 
 
+class RangeRefused(PermissionError):
+    """A photo inside a tar of which others were just read: whatever the store says, it is not missing."""
+
+
 class Fetcher:
     """Reads the bytes of records. Safe to call from many threads; memory: a window of rows of two Parquet files."""
 
@@ -110,9 +114,9 @@ def load_photo(fetcher: Fetcher, record: ImageRecord, limits: DecodeLimits) -> L
     except DecodeError as error:
         status, message = error.status, str(error)
     except storage.store_errors(record.uri) as error:
-        if fetcher.has_read(record):
-            raise  # what was just there is not missing
         status, message = fetcher.fetch_status(record, error)
+        if fetcher.has_read(record):
+            raise RangeRefused(f"{message}; other photos of this file were just read, so that it is there") from error
     return LoadedImage(record.image_id, None, status, message)
 
 

@@ -60,6 +60,12 @@ def test_a_range_of_an_object_that_was_just_read_is_not_missing(s3_bucket: str, 
     fetcher, (first, second) = Fetcher(), list(scan(s3_bucket))
     assert load_photo(fetcher, first, DecodeLimits()).pixels is not None
     proxy.plan([Rule(Answer(403, "AccessDenied"), method="GET", key="a.tar", times=1)])
-    with pytest.raises(PermissionError):
+    with pytest.raises(PermissionError, match="other photos of this file were just read"):
         load_photo(fetcher, second, DecodeLimits())
-    assert load_photo(fetcher, second, DecodeLimits()).pixels is not None
+    proxy.plan([Rule(Answer(403, "AccessDenied"), method="GET", key="a.tar", times=2)])
+    pauses: list[float] = []
+    image = AskAgain(pauses.append)(lambda: load_photo(fetcher, second, DecodeLimits()), second)
+    assert image.pixels is not None and len(pauses) == 2
+    proxy.plan([Rule(Answer(403, "AccessDenied"), method="GET", key="a.tar", times=None)])
+    with pytest.raises(PermissionError, match="other photos of this file were just read"):
+        AskAgain(pauses.append)(lambda: load_photo(fetcher, second, DecodeLimits()), second)
