@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.command.common import AsJson, RunOrConfig, answer, user_errors
 from pipeline.command.names import WithNames, classes_of_run
+
+if TYPE_CHECKING:
+    from pipeline.export.summary import Exported
 
 OutputFolder = Annotated[str, typer.Option("--output", help="Folder for the files, new or of an earlier export.")]
 Name = Annotated[str, typer.Option(help="Of the set: a part of the files' names.")]
@@ -41,20 +46,10 @@ def coco(
     as_json: AsJson = False,
 ) -> None:
     """COCO panoptic, instances and stuff files, as detectron2, Mask2Former and U2Seg read them."""
-    with user_errors(as_json):
-        from pipeline.export.coco import export_coco
-        from pipeline.export.summary import print_export
+    from pipeline.export.coco import export_coco
 
-        exported = export_coco(
-            run,
-            run if whole_masks else None,
-            output=output,
-            name=name,
-            classes=classes_of_run(run, wanted=with_names),
-            photos=photos,
-            shards=shards,
-        )
-        answer(exported, as_json, lambda: print_export(exported))
+    write = partial(export_coco, output=output, name=name, photos=photos, shards=shards)
+    _export(write, run, whole_masks, with_names, as_json)
 
 
 def yolo(
@@ -67,14 +62,10 @@ def yolo(
     as_json: AsJson = False,
 ) -> None:
     """Things as Ultralytics reads them: photos, a text file of polygons for each, and a YAML file."""
-    with user_errors(as_json):
-        from pipeline.export.summary import print_export
-        from pipeline.export.yolo import export_yolo
+    from pipeline.export.yolo import export_yolo
 
-        classes = classes_of_run(run, wanted=with_names)
-        masks = run if whole_masks else None
-        exported = export_yolo(run, masks, output=output, name=name, classes=classes, photos=photos)
-        answer(exported, as_json, lambda: print_export(exported))
+    write = partial(export_yolo, output=output, name=name, photos=photos)
+    _export(write, run, whole_masks, with_names, as_json)
 
 
 def hf(
@@ -87,14 +78,10 @@ def hf(
     as_json: AsJson = False,
 ) -> None:
     """A data set of Hugging Face datasets: Parquet with photos, id maps and segments, and its card."""
-    with user_errors(as_json):
-        from pipeline.export.hf import export_hf
-        from pipeline.export.summary import print_export
+    from pipeline.export.hf import export_hf
 
-        classes = classes_of_run(run, wanted=with_names)
-        masks = run if whole_masks else None
-        exported = export_hf(run, masks, output=output, name=name, classes=classes, photos=photos)
-        answer(exported, as_json, lambda: print_export(exported))
+    write = partial(export_hf, output=output, name=name, photos=photos)
+    _export(write, run, whole_masks, with_names, as_json)
 
 
 def webdataset(
@@ -107,14 +94,10 @@ def webdataset(
     as_json: AsJson = False,
 ) -> None:
     """Tar shards for webdataset: a photo, its id map and its segments a sample."""
-    with user_errors(as_json):
-        from pipeline.export.summary import print_export
-        from pipeline.export.webdataset import export_webdataset
+    from pipeline.export.webdataset import export_webdataset
 
-        classes = classes_of_run(run, wanted=with_names)
-        masks = run if whole_masks else None
-        exported = export_webdataset(run, masks, output=output, name=name, classes=classes, photos=photos)
-        answer(exported, as_json, lambda: print_export(exported))
+    write = partial(export_webdataset, output=output, name=name, photos=photos)
+    _export(write, run, whole_masks, with_names, as_json)
 
 
 def labelstudio(
@@ -127,14 +110,10 @@ def labelstudio(
     as_json: AsJson = False,
 ) -> None:
     """Tasks of Label Studio with the labels as predictions; photos stay where they are."""
-    with user_errors(as_json):
-        from pipeline.export.labelstudio import export_labelstudio
-        from pipeline.export.summary import print_export
+    from pipeline.export.labelstudio import export_labelstudio
 
-        classes = classes_of_run(run, wanted=with_names)
-        masks = run if whole_masks else None
-        exported = export_labelstudio(run, masks, output=output, name=name, classes=classes, photos=photos)
-        answer(exported, as_json, lambda: print_export(exported))
+    write = partial(export_labelstudio, output=output, name=name, photos=photos)
+    _export(write, run, whole_masks, with_names, as_json)
 
 
 def cityscapes(
@@ -146,10 +125,19 @@ def cityscapes(
     as_json: AsJson = False,
 ) -> None:
     """gtFine and leftImg8bit as Cityscapes has them, and the classes for its scripts."""
+    from pipeline.export.cityscapes import export_cityscapes
+
+    write = partial(export_cityscapes, output=output, name=name, photos=photos)
+    _export(write, run, None, with_names, as_json)
+
+
+def _export(
+    write: Callable[..., Exported], run: str, whole_masks: bool | None, with_names: bool, as_json: bool
+) -> None:
+    """Write the labels of a run and say what was written; `whole_masks` is None for a format that has none."""
     with user_errors(as_json):
-        from pipeline.export.cityscapes import export_cityscapes
         from pipeline.export.summary import print_export
 
-        classes = classes_of_run(run, wanted=with_names)
-        exported = export_cityscapes(run, output=output, name=name, classes=classes, photos=photos)
+        masks = () if whole_masks is None else (run if whole_masks else None,)
+        exported = write(run, *masks, classes=classes_of_run(run, wanted=with_names))
         answer(exported, as_json, lambda: print_export(exported))

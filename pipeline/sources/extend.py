@@ -23,7 +23,7 @@ from pipeline.sources.index_files import (
     WrittenIndex,
     batches,
     open_index,
-    remove_generation,
+    remove_other_generations,
     write_manifest,
     write_shards,
 )
@@ -57,7 +57,8 @@ class Difference:
 
 
 def difference(index: Index, uri: str, choice: Choice) -> Difference:
-    """Between the listing of the source at `uri` and its index. Errors as of `scan`. Memory: 50 bytes a file.
+    """Between the listing of the source at `uri` and its index. Errors as of `scan`. Memory: some 100 bytes a photo of
+    the index.
 
     With a limit there is none: photos that are not of the sample are not new. Of pictures that may be label maps, which
     only a look at them tells, none counts as new where the index has left out such.
@@ -79,7 +80,8 @@ def extend_index(index: Index, uri: str, choice: Choice, *, prune: bool = False)
     of the folder is the old one until the new one is whole. Errors as of `scan`; ValueError: a source that is a sample,
     a manifest with other keys.
 
-    Memory: the records of the files that are others now, the places of those that are new, and 50 bytes a file.
+    Memory: the records of the files that are others now, the places of those that are new, and some 100
+    bytes a photo of the index.
     """
     if choice.limit is not None:
         raise ValueError("source.limit: a sample is not extended; leave out the limit, or run with --reindex")
@@ -128,7 +130,7 @@ def extend_index(index: Index, uri: str, choice: Choice, *, prune: bool = False)
     written = write_shards(shards, index.folder, generation, found.keys)
     extended = _extended(index, written, _left_out(index, ignored), generation, touched)
     write_manifest(extended)
-    remove_generation(index)
+    remove_other_generations(extended)
     return open_index(index.folder)
 
 
@@ -190,11 +192,11 @@ class _Known:
 
     def __init__(self, index: Index) -> None:
         self._whole = index.format in WHOLE_FILES
-        records = (_Noted.of(record, self._whole) for record in index.all_records())
-        # A tar or Parquet file is noted for each of its photos.
-        noted = list(records) if self._whole else list({one.place: one for one in records}.values())
-        found = np.array(noted, np.int64).reshape(-1, len(_Noted._fields))
-        found = found[np.argsort(found[:, 0], kind="stable")]
+        shards = (index.records(shard) for shard in range(index.shards))
+        noted = [np.array([_Noted.of(r, self._whole) for r in records], np.int64).reshape(-1, 4) for records in shards]
+        found = np.concatenate([np.zeros((0, 4), np.int64), *noted])
+        # A tar or Parquet file is noted for each of its photos: once is enough.
+        found = found[np.unique(found[:, 0], return_index=True)[1]]
         self._places, self._states, unversioned, gone = found.T
         self._unversioned, self._gone = unversioned.astype(bool), gone.astype(bool)
         self._seen = np.zeros(len(found), bool)

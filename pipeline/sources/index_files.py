@@ -171,10 +171,13 @@ def write_manifest(index: Index) -> None:
     storage.write_bytes(storage.join(index.folder, MANIFEST), json.dumps(manifest, indent=2).encode())
 
 
-def remove_generation(index: Index) -> None:
-    """Delete the files of an index that another has taken the place of."""
-    for file in range(-(-index.shards // SHARDS_PER_FILE)):
-        storage.remove(_file_uri(index.folder, file, index.generation))
+def remove_other_generations(index: Index) -> None:
+    """Delete the files of indexes that this one has taken the place of, also of those that were never finished."""
+    own = {_file_uri(index.folder, file, index.generation) for file in range(-(-index.shards // SHARDS_PER_FILE))}
+    for name in storage.list_folder(index.folder):
+        place = storage.join(index.folder, name)
+        if name.startswith("index-") and place not in own:
+            storage.remove(place)
 
 
 class WrittenIndex(NamedTuple):
