@@ -145,11 +145,6 @@ class Index:
         file, row_group = divmod(shard, SHARDS_PER_FILE)
         return self._files.read(_file_uri(self.folder, file, self.generation), row_group)
 
-    def all_records(self) -> Iterator[ImageRecord]:
-        """The images of all shards, in order. Memory: one shard."""
-        for shard in range(self.shards):
-            yield from self.records(shard)
-
 
 def open_index(folder: str) -> Index:
     """The index in a folder. FileNotFoundError when there is none, or one that was never finished."""

@@ -156,6 +156,9 @@ def test_retry_removes_the_parts_with_such_rows(table: dict[str, Stage], config:
         remove_parts(run, ["broken"])
     remove_parts(run, ["missing", "crashed"])
     assert pending(table) == NOTHING
-    remove_parts(resolve_run(config, open_source(config)[0]), ["empty"])
+    again = resolve_run(config, open_source(config)[0])
+    remove_parts(again, ["empty"])
     assert pending(table) == {"instances": [1], "clusters": [], "panoptic": [1]}
+    redo(table["instances"], config, table, 1)
+    assert again.look.done(table["instances"]) == {0, 1, 2}  # what `u2label run` says at its end
     assert index_folder(config) == run.index.folder

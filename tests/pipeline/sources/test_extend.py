@@ -14,7 +14,7 @@ from pipeline.sources.index import Index, build_index, open_index
 from pipeline.sources.index_files import batches, write_manifest, write_shards
 from pipeline.store import storage
 from tests.pipeline.sources.image_sources import parquet, put, tar
-from workers.records import GONE
+from workers.records import GONE, ImageRecord
 
 ALL = Choice()
 
@@ -26,6 +26,10 @@ def folder(tmp_path: Path) -> str:
 
 def names(index: Index) -> list[list[str]]:
     return [[record.image_id for record in index.records(shard)] for shard in range(index.shards)]
+
+
+def all_records(index: Index) -> list[ImageRecord]:
+    return [record for shard in range(index.shards) for record in index.records(shard)]
 
 
 def changed_shards(before: Index, after: Index) -> list[int]:
@@ -112,7 +116,7 @@ def test_tars_and_parquet_files_are_compared_as_files(source: str, folder: str) 
     assert str(difference(index, source, ALL)) == "1 new, 1 changed tars"
     extended = extend_index(index, source, ALL)
     assert names(extended)[3:] == [["b.tar/3.jpg", "c.tar/0.jpg"]]
-    records = {record.image_id: record for record in extended.all_records()}
+    records = {record.image_id: record for record in all_records(extended)}
     assert {name for name, record in records.items() if record.version == GONE} == {"b.tar/1.jpg"}
     assert extended.fetcher().fetch(records["b.tar/2.jpg"]) == b"z"
     assert changed_shards(index, extended) == [1, 2]
@@ -153,7 +157,7 @@ def test_an_index_of_before_knows_sizes_alone(tmp_path: Path, folder: str) -> No
     source = str(tmp_path / "source")
     put(source, {f"{number}.jpg": b"x" for number in range(4)})
     index = build_index(folder, source, shard_size=2)
-    write_shards(batches([replace(record, version="") for record in index.all_records()], 2), folder)
+    write_shards(batches([replace(record, version="") for record in all_records(index)], 2), folder)
     write_manifest(replace(index, versions="", made=0.0))
     before = open_index(folder)
     later(f"{source}/1.jpg")
@@ -176,3 +180,7 @@ def test_the_old_index_stands_until_the_new_one_is_whole(tmp_path: Path, folder:
         extend_index(index, source, ALL)
     assert open_index(folder) == index
     assert names(open_index(folder)) == [["a.tar/0.jpg"]]
+    storage.write_bytes(storage.join(folder, "index-00007-3.parquet"), b"of one that was killed")
+    put(source, {"b.tar": tar([("0.jpg", b"x")])})
+    extend_index(index, source, ALL)
+    assert list(storage.list_folder(folder)) == ["index-00000-1.parquet", "manifest.json"]
