@@ -101,7 +101,10 @@ def load_group(photos: LabelledPhotos, settings: RefineSettings, step: int, grou
 def _training_pair(photos: LabelledPhotos, row: int, settings: RefineSettings) -> tuple[np.ndarray, np.ndarray]:
     pixels, classes_HW = photos[row]
     if pixels.shape[:2] != classes_HW.shape:
-        raise ValueError(f"photo {row} is {pixels.shape[:2]}, its class map {classes_HW.shape}; delete its part")
+        raise ValueError(
+            f"photo {row} is {pixels.shape[:2]}, its class map {classes_HW.shape}; where it was "
+            "replaced between two stages, u2label run --extend does its shard again"
+        )
     wrong = (classes_HW >= settings.classes) & (classes_HW != VOID)
     if wrong.any():
         raise ValueError(f"photo {row} has class {classes_HW[wrong][0]}, semantics.classes is {settings.classes}")

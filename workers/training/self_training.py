@@ -24,6 +24,7 @@ from workers.training.samples import THINGS, from_panoptic_row
 
 CUTLER_THRESHOLDS = (0.7, 0.65)  # scores of the first and the second round
 MOST_PREDICTIONS = 30  # an image, as CutLER's
+WHEN_REPLACED = "where the photo was replaced between two stages, u2label run --extend does its shard again"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,7 +171,7 @@ class SelfTrainingWorker:
             try:
                 rows.append(self._row(found, *old))
             except ValueError as error:
-                raise ValueError(f"{found['image_id']}: {error}") from error
+                raise ValueError(f"{found['image_id']}: {error}; {WHEN_REPLACED}") from error
         return pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA)
 
     def _row(
