@@ -1,7 +1,7 @@
 """Names that a person gave to the classes of a run, as the file `names.yaml`, and the classes that come of them.
 
     format: u2label names 1
-    fits: {things: 1a2b3c4d5e6f, stuff: 6f5e4d3c2b1a}   # fingerprints of the fits whose classes these are; null: none
+    fits: {things: 1a2b3c4d5e6f-0123456789abcdef, stuff: null}   # the fits whose classes these are; null: none
     classes: {things: 300, stuff: 27}                   # how many they have: categories 1..300, and 301..327
     names:
       1: {"name": "cat"}
@@ -42,7 +42,7 @@ SHOWN = 5  # faults in an error
 
 
 class Fits(Section):
-    """Fingerprints of the fits that made the classes; `stuff` is None where a run labels none."""
+    """The fits that made the classes, by fingerprint and artifact; `stuff` is None where a run labels none."""
 
     things: str
     stuff: str | None = None

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from pipeline.clusters.names import NAMES, Counts, Fits, Names, read_names
+from pipeline.engine.done import artifact_identity
+from pipeline.engine.stage import Stage
 from pipeline.errors import ConfigError
 from pipeline.stages.base import Run, round_of
 from pipeline.stages.run import open_run
@@ -13,16 +17,24 @@ HOW = "write the page of clusters with u2label report, and give its file to u2la
 
 def fits_of(run: Run) -> tuple[Fits, Counts]:
     """Which fits made the classes of a run, and how many those are."""
-    stuff = run.stages["semantics_fit"].fingerprint if run.config.num_stuff else None
+    stuff = _identity(run.stages["semantics_fit"]) if run.config.num_stuff else None
     counts = Counts(things=run.config.clusters.k, stuff=run.config.num_stuff)
-    return Fits(things=run.stages["clusters"].fingerprint, stuff=stuff), counts
+    return Fits(things=_identity(run.stages["clusters"]), stuff=stuff), counts
+
+
+def _identity(fit: Stage) -> str:
+    """The fingerprint, and what tells the artifact from one that `run --refit` makes under the same: then class 17 is
+    another. The fingerprint alone where the artifact is there no more."""
+    with contextlib.suppress(FileNotFoundError):
+        return f"{fit.fingerprint}-{artifact_identity(fit)}"
+    return fit.fingerprint
 
 
 def check_fits(names: Names, run: Run, where: str) -> None:
     """ConfigError unless the names are of the fits of this run."""
     fits, classes = fits_of(run)
     for kind, theirs, own in (("things", names.fits.things, fits.things), ("stuff", names.fits.stuff, fits.stuff)):
-        if theirs != own:
+        if theirs != own and f"{theirs}".rpartition("-")[0] != own:
             raise ConfigError(
                 f"{where}: its names are of another fit: fits.{kind} is {theirs}, and that of the run in "
                 f"{storage.redact(run.uri)} is {own}; {HOW}"

@@ -131,6 +131,17 @@ def test_names_of_another_run_are_refused(folder: Path, changed: dict[str, dict[
     assert not (folder / "run" / "names.yaml").exists()
 
 
+def test_names_of_classes_that_were_made_again_are_refused(named: Path) -> None:
+    """A fit that `--refit` makes again has its old fingerprint, and other classes."""
+    (artifact,) = (named / "clusters").glob("*/artifact.json")
+    record = artifact.read_text()
+    artifact.write_text(json.dumps(json.loads(record) | {"inertia": [8.0]}))
+    assert "its names are of another fit: fits.things is" in refused("name", named)
+    assert "its names are of another fit" in refused("export", "coco", named, "--output", named / "out", "--names")
+    artifact.write_text(record)
+    assert "cat" in invoke("name", named)
+
+
 def test_a_run_without_clusters_has_nothing_to_name(folder: Path) -> None:
     shutil.rmtree(folder / "run" / "clusters")
     with pytest.raises(ConfigError, match="has no clusters yet; go on with u2label run"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -58,9 +59,15 @@ def run_config(folder: Path, *, k: int, stuff: int = 2, shard_size: int = 25, **
     return config.model_copy(update={"source": config.source.model_copy(update={"shard_size": shard_size})})
 
 
+def fit_name(fit: Stage) -> str:
+    """As a file of names tells a fit."""
+    digest = hashlib.sha256(Path(fit.folder, "artifact.json").read_bytes()).hexdigest()
+    return f"{fit.fingerprint}-{digest[:16]}"
+
+
 def write_names(file: Path, table: dict[str, Stage], k: int, stuff: int, names: dict[int, dict[str, Any]]) -> str:
     """A file of names for such a run; returns its path."""
-    fits = {"things": table["clusters"].fingerprint, "stuff": table["semantics_fit"].fingerprint if stuff else None}
+    fits = {"things": fit_name(table["clusters"]), "stuff": fit_name(table["semantics_fit"]) if stuff else None}
     document = {"format": FORMAT, "fits": fits, "classes": {"things": k, "stuff": stuff}, "names": names}
     file.write_text(yaml.safe_dump(document, allow_unicode=True), encoding="utf-8")
     return str(file)

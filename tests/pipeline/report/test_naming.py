@@ -22,7 +22,7 @@ from pipeline.report.rows import Member
 from pipeline.report.write import render_naming, write_pages
 from pipeline.stages.parts import PanopticParts, find_parts
 from pipeline.stages.run import open_run
-from tests.pipeline.report.named_runs import make_named_run, write_names
+from tests.pipeline.report.named_runs import fit_name, make_named_run, write_names
 from tests.pipeline.report.tiny_runs import Page, config_of, make_run, report_of, scene
 from workers import overlay
 
@@ -126,7 +126,7 @@ def test_the_page_needs_nothing_else_and_runs_no_other_script(run: Path) -> None
 
 def test_the_page_knows_the_fits_and_begins_with_the_names_that_are_stored(run: Path, finished: Path) -> None:
     table = open_run(str(run)).stages
-    fits = {"things": table["clusters"].fingerprint, "stuff": table["semantics_fit"].fingerprint}
+    fits = {"things": fit_name(table["clusters"]), "stuff": fit_name(table["semantics_fit"])}
     names = {3: {"name": 'a "<b>cat</b>"'}, 4: {"merge": 3}}
     write_names(run / NAMES, table, K, STUFF, names)
     page = describe_naming(open_run(str(run)))
