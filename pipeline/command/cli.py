@@ -26,6 +26,7 @@ from pipeline.command.common import (
     stop_on_sigterm,
     user_errors,
 )
+from pipeline.command.run_options import Extend, MaxFailed, Prune, Refit, Reindex, Retry, Stages
 
 app = typer.Typer(
     help="Panoptic pseudo-labels from unlabelled images, on one machine or a Ray cluster.",
@@ -62,25 +63,14 @@ def options(
 def run(
     config: ConfigPath,
     overrides: Overrides = None,
-    stages: Annotated[str | None, typer.Option(help="Only these, comma-separated, such as instances,clusters.")] = None,
+    stages: Stages = None,
     address: Address = None,
-    max_failed_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="Stop a stage early when more than this share of its shards failed.")
-    ] = 0.5,
-    reindex: Annotated[
-        bool, typer.Option(help="List the source again; if it has changed, every stage is computed for the new list.")
-    ] = False,
-    extend: Annotated[
-        bool, typer.Option(help="List the source again and do what is new, was replaced or is gone, and nothing else.")
-    ] = False,
-    prune: Annotated[bool, typer.Option(help="As --extend, and drop the rows of photos that are gone.")] = False,
-    refit: Annotated[
-        bool, typer.Option(help="Fit anew what was fitted to other or fewer parts; classes get other numbers.")
-    ] = False,
-    retry: Annotated[
-        str | None,
-        typer.Option(help="Do the shards with such rows again: statuses, comma-separated, such as missing,crashed."),
-    ] = None,
+    max_failed_fraction: MaxFailed = 0.5,
+    reindex: Reindex = False,
+    extend: Extend = False,
+    prune: Prune = False,
+    refit: Refit = False,
+    retry: Retry = None,
     as_json: AsJson = False,
 ) -> None:
     """Do everything that is not done yet. The same command continues after any interruption."""

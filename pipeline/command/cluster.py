@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.command.common import AsJson, ConfigPath, Overrides, answer, fail, load, stop_on_sigterm, user_errors
+from pipeline.command.run_options import Extend, MaxFailed, Prune, Refit, Reindex, Retry, Stages, as_arguments
 
 
 class Environment(enum.StrEnum):
@@ -27,9 +28,13 @@ def submit(
     config: ConfigPath,
     address: Annotated[str, typer.Option(help="The head's dashboard, such as http://head:8265.")],
     overrides: Overrides = None,
-    stages: Annotated[str | None, typer.Option(help="Only these, comma-separated, as of run.")] = None,
-    max_failed_fraction: Annotated[float, typer.Option(min=0, max=1, help="As of run.")] = 0.5,
-    reindex: Annotated[bool, typer.Option(help="As of run.")] = False,
+    stages: Stages = None,
+    max_failed_fraction: MaxFailed = 0.5,
+    reindex: Reindex = False,
+    extend: Extend = False,
+    prune: Prune = False,
+    refit: Refit = False,
+    retry: Retry = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the job's end, and end with its exit code.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Wait likewise, and print the job's log.")] = False,
     environment: Annotated[
@@ -57,8 +62,10 @@ def submit(
         parcel = find_files(checkout())
         client = server.connect_to_head(address)
         _remark(remarks(loaded, parcel, address, env or ()))
-        options = [*(["--stages", stages] if stages else []), *(["--reindex"] if reindex else [])]
-        options += ["--max-failed-fraction", str(max_failed_fraction)]
+        of_source = {"reindex": reindex, "extend": extend, "prune": prune}
+        options = as_arguments(
+            stages=stages, **of_source, refit=refit, retry=retry, max_failed_fraction=max_failed_fraction
+        )
         job = submit_run(
             client,
             parcel,

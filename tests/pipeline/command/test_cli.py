@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from pipeline.command import cli
 from pipeline.command.cli import app
+from pipeline.command.cluster import submit
 from pipeline.command.common import user_errors
+from pipeline.command.run_options import as_arguments
 from pipeline.engine.receipts import Receipt
 from pipeline.errors import StageFailed
 from tests.pipeline.label_files import random_run
@@ -182,3 +186,10 @@ def test_weights_are_told_as_json_and_fetched_one_file_at_a_time(
     other = RUNNER.invoke(app, ["weights", "dino_vits8", "--from-index", "--json"])
     assert (other.exit_code, json.loads(other.stdout)["exit_code"]) == (2, 2)
     assert "\n" not in json.loads(other.stdout)["error"]
+
+
+def test_a_job_takes_the_options_of_a_run() -> None:
+    run_only = {"config", "overrides", "address", "as_json"}
+    assert inspect.signature(cli.run).parameters.keys() - run_only <= inspect.signature(submit).parameters.keys()
+    arguments = as_arguments(stages="a,b", reindex=False, extend=True, retry=None, max_failed_fraction=0.5)
+    assert arguments == ["--stages", "a,b", "--extend", "--max-failed-fraction", "0.5"]
