@@ -2,10 +2,11 @@
 
 A part says in its metadata what it was made of (`made_of`): the version of its shard of the index, an identity of each
 part of the same shard and of each artifact that it read. Asking every part would cost a request each, so only those are
-asked that are not younger than their inputs; of a run that went from its first stage to its last that is none. Parts of
-a time when they did not say are taken to be right unless an input that says was written after them.
+asked that are not younger than their inputs, by two seconds; of a run that went from its first stage to its last these
+are few or none. Parts of a time when they did not say are taken to be right unless an input that says was written after
+them.
 
-A fit is a reduction over all parts of its inputs. It stands while most of them are as they were (`FitInputs`): a class
+A fit is a reduction over all parts of its inputs. It stands while most of them are as they were (`FitChanges`): a class
 keeps its number when a photo is mended or the source grows.
 """
 

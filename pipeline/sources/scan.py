@@ -280,12 +280,10 @@ def list_files(uri: str, ignored: Ignored, anonymous: bool) -> Iterator[File]:
     """Every file that is not hidden; a uri of one tar, Parquet or image file is a source of one."""
     with naming_the_source(uri):
         root = uri.rstrip("/") if storage.is_remote(uri) else storage.filesystem(uri)[1]
-        size = storage.file_size(uri, anonymous=anonymous) if _kind(root) else None
-        if size is None:
-            found: Iterable[storage.FileInfo] = storage.walk(uri, anonymous=anonymous)
-        else:
-            root, _, name = root.rpartition("/")
-            found = [storage.FileInfo(name, size, storage.version(uri, anonymous=anonymous))]
+        single = storage.file_info(uri, anonymous=anonymous) if _kind(root) else None
+        if single is not None:
+            root = root.rpartition("/")[0]
+        found = [single] if single is not None else storage.walk(uri, anonymous=anonymous)
         for file in found:
             if _hidden(file.path):
                 ignored.hidden += 1

@@ -1,5 +1,5 @@
-"""What `pipeline.store.storage` needs of local disks beyond `open`: files that are replaced whole, taken away by one
-process alone, and listed in the byte order of whole paths. Nothing else imports this module.
+"""What `pipeline.store` needs of local disks beyond `open`: files that are replaced whole, taken away by one
+process alone, and listed in the byte order of whole paths. No other room imports this module.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `pipeline.store.storage` needs of S3 beyond fsspec: a client that tries once, listings page by page, whole
+"""What `pipeline.store` needs of S3 beyond fsspec: a client that tries once, listings page by page, whole
 uploads, fresh credentials.
 """
 

@@ -2,20 +2,18 @@
 
 Writes are atomic: a local file is written beside its target and renamed, an object appears whole when its upload ends.
 Remote stores are asked again as `pipeline.store.retries` says. What a URI is, and what of it may be shown, is told by
-`pipeline.store.places`; all that other rooms need of it can be imported from here.
+`pipeline.store.places`, and what is there by `pipeline.store.listings`; all that other rooms need of both can be
+imported from here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +21,19 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from pipeline.store import local_files, s3
+from pipeline.store.listings import (
+    FileInfo,
+    Written,
+    exists,
+    file_info,
+    file_size,
+    glob,
+    list_folder,
+    list_subfolders,
+    list_written,
+    place,
+    walk,
+)
 from pipeline.store.local_files import TEMPORARY
 from pipeline.store.places import (
     NO_CREDENTIALS_IN_URLS,
@@ -50,6 +61,7 @@ __all__ = [
     "create_bytes",
     "exists",
     "failures_as",
+    "file_info",
     "file_size",
     "filesystem",
     "glob",
@@ -74,26 +86,7 @@ __all__ = [
     "version",
     "walk",
     "write_bytes",
-    "written_at",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    """A file under a folder: `path` is relative to it with forward slashes, `size` in bytes. `version` changes with its
-    bytes, as far as the store tells for nothing (an ETag, a modification time); empty where it tells nothing."""
-
-    path: str
-    size: int
-    version: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A file directly in a folder: its bytes, and when it was last written (seconds since 1970; 0: not told)."""
-
-    size: int
-    modified: float
 
 
 def read_bytes(
@@ -124,9 +117,9 @@ def open_input(uri: str, *, block_size: int, anonymous: bool = False) -> IO[byte
     return opened
 
 
-def version(uri: str, *, anonymous: bool = False) -> str:
+def version(uri: str) -> str:
     """What tells the object that is there now from an earlier or later one. FileNotFoundError when there is none."""
-    fs, path = filesystem(uri, anonymous=anonymous)
+    fs, path = filesystem(uri)
     return str(asking(fs, uri, lambda: fs.ukey(path), PATIENT))
 
 
@@ -222,76 +215,11 @@ def take_away(uri: str) -> bytes | None:
         return None
 
 
-def exists(uri: str, *, anonymous: bool = False) -> bool:
-    """Whether there is a file, or a folder that holds something."""
-    return _info(uri, anonymous, PATIENT) is not None
-
-
-def file_size(uri: str, *, anonymous: bool = False, retry: Retry = PATIENT) -> int | None:
-    """Bytes of a file; None when there is none, or a folder."""
-    found = _info(uri, anonymous, retry)
-    return int(found["size"]) if found is not None and found["type"] == "file" else None
-
-
-def _info(uri: str, anonymous: bool, retry: Retry) -> dict[str, Any] | None:
-    fs, path = filesystem(uri, anonymous=anonymous)
-    try:
-        found: dict[str, Any] = asking(fs, uri, lambda: fs.info(path), retry)
-    except FileNotFoundError:
-        return None
-    return found
-
-
 def remove(uri: str, *, retry: Retry = PATIENT) -> None:
     """Delete a file; nothing happens when it is not there."""
     fs, path = filesystem(uri)
     with contextlib.suppress(FileNotFoundError):
         asking(fs, uri, lambda: fs.rm_file(path), retry)
-
-
-def list_folder(uri: str) -> dict[str, int]:
-    """Names and sizes of the files directly in a folder, sorted by name; empty when there is no such folder."""
-    return {name: file.size for name, file in list_written(uri).items()}
-
-
-def list_written(uri: str, *, cuts: Sequence[str] = ()) -> dict[str, Written]:
-    """The files directly in a folder by name, sorted; empty when there is no such folder. A bucket lists the pieces
-    between the names `cuts` side by side."""
-    fs, path = filesystem(uri)
-    try:
-        if protocol_of(uri) in S3:
-            bucket, prefix = _place(fs, path)
-            found = s3.list_in_pieces(s3_calls(fs, uri, PATIENT), bucket, prefix, [prefix + cut for cut in cuts])
-            files = {one.key.removeprefix(prefix): Written(one.size, one.modified) for one in found}
-        else:
-            entries = asking(fs, uri, lambda: fs.ls(path, detail=True), PATIENT)
-            files = {e["name"].rsplit("/", 1)[-1]: _written(e) for e in entries if e["type"] == "file"}
-    except FileNotFoundError:
-        return {}
-    return dict(sorted(files.items()))
-
-
-def _written(entry: dict[str, Any]) -> Written:
-    """Of an entry of fsspec's, whose stores do not agree on how a time is told."""
-    modified = next((entry[name] for name in ("mtime", "LastModified", "modified", "created") if name in entry), 0)
-    return Written(int(entry["size"]), modified.timestamp() if isinstance(modified, datetime) else float(modified or 0))
-
-
-def written_at(uri: str) -> float | None:
-    """When a file was last written (seconds since 1970; 0: not told); None when there is none."""
-    found = _info(uri, False, PATIENT)
-    return None if found is None or found["type"] != "file" else _written(found).modified
-
-
-def list_subfolders(uri: str) -> list[str]:
-    """Names of the folders directly in a folder, sorted; a link to one is none. Empty when there is no such folder."""
-    fs, path = filesystem(uri)
-    try:
-        entries = asking(fs, uri, lambda: fs.ls(path, detail=True), PATIENT)
-    except FileNotFoundError:
-        return []
-    folders = (e["name"].rstrip("/") for e in entries if e["type"] == "directory" and not e.get("islink"))
-    return sorted(name.rsplit("/", 1)[-1] for name in folders)
 
 
 def remove_folder(uri: str) -> None:
@@ -301,7 +229,7 @@ def remove_folder(uri: str) -> None:
         if isinstance(fs, LocalFileSystem):
             shutil.rmtree(path)
         elif protocol_of(uri) in S3:
-            s3.remove_all(s3_calls(fs, uri, PATIENT), *_place(fs, path))
+            s3.remove_all(s3_calls(fs, uri, PATIENT), *place(fs, path))
         else:
             asking(fs, uri, lambda: fs.rm(path, recursive=True), PATIENT)
 
@@ -314,53 +242,4 @@ def remove_litter(uri: str) -> None:
             remove(join(uri, name))
     if protocol_of(uri) in S3:
         fs, path = filesystem(uri)
-        s3.abort_uploads(s3_calls(fs, uri, PATIENT), *_place(fs, path))
-
-
-def glob(uri: str, *, anonymous: bool = False) -> dict[str, int]:
-    """Paths, without the scheme, and sizes of the files that match a pattern; in it `*` stays in one folder, and `**`
-    goes into those below."""
-    fs, path = filesystem(uri, anonymous=anonymous)
-    found = asking(fs, uri, lambda: fs.glob(path, detail=True), PATIENT)
-    return {name: int(entry["size"]) for name, entry in found.items() if entry["type"] == "file"}
-
-
-def walk(uri: str, *, anonymous: bool = False) -> Iterator[FileInfo]:
-    """Every file under a folder, in the byte order of its relative path. FileNotFoundError when there is no folder.
-
-    Memory: the names of one local folder, one page of an S3 listing; of other stores the whole listing. A link that
-    leads nowhere is listed with size 0. A name that is not valid UTF-8 has surrogate escapes (PEP 383).
-    """
-    fs, path = filesystem(uri, anonymous=anonymous)
-    if isinstance(fs, LocalFileSystem):
-        if not Path(path).is_dir():
-            raise FileNotFoundError(f"no folder {redact(uri)}")
-        yield from itertools.starmap(FileInfo, local_files.walk(Path(path)))
-        return
-    empty = True
-    for file in _walk_s3(fs, uri, path) if protocol_of(uri) in S3 else _walk_remote(fs, uri, path):
-        empty = False
-        yield file
-    if empty and not exists(uri, anonymous=anonymous):
-        raise FileNotFoundError(f"no folder {redact(uri)}")
-
-
-def _walk_remote(fs: Any, uri: str, path: str) -> Iterator[FileInfo]:
-    found = asking(fs, uri, lambda: fs.find(path, detail=True), PATIENT)
-    for name in sorted(found, key=str.encode):
-        entry = found[name]
-        version = str(entry.get("ETag") or entry.get("etag") or entry.get("mtime") or entry.get("updated") or "")
-        yield FileInfo(name.removeprefix(path.rstrip("/") + "/"), int(entry["size"]), version.strip('"'))
-
-
-def _walk_s3(fs: Any, uri: str, path: str) -> Iterator[FileInfo]:
-    # s3fs' own `find` holds the whole listing; a page at a time is flat, and S3 sorts keys by their UTF-8 bytes.
-    bucket, prefix = _place(fs, path)
-    for found in s3.list_keys(s3_calls(fs, uri, PATIENT), bucket, prefix, below=True):
-        yield FileInfo(found.key.removeprefix(prefix), found.size, found.etag)
-
-
-def _place(fs: Any, path: str) -> tuple[str, str]:
-    """The bucket, and what the keys in a folder begin with."""
-    bucket, key, _ = fs.split_path(path.rstrip("/"))
-    return bucket, f"{key}/" if key else ""
+        s3.abort_uploads(s3_calls(fs, uri, PATIENT), *place(fs, path))

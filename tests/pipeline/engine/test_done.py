@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import Config
+from pipeline.engine import done
 from pipeline.engine.done import FitChanges, Look, record_fit_inputs
 from pipeline.engine.stage import Stage, index_folder
 from pipeline.errors import ConfigError
@@ -112,6 +113,21 @@ def test_a_source_that_grew_and_changed_leaves_its_other_shards_done(table: dict
         run_stage(extended.stages[name], config, extended.stages)
     assert pending(extended.stages) == NOTHING
     assert Look(extended.stages.values()).changes(extended.stages["clusters"]).added == 1
+
+
+def test_parts_that_are_younger_than_their_inputs_are_not_asked(
+    table: dict[str, Stage], config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = open_index(index_folder(config)).made
+    for age, stage in enumerate(table.values(), start=1):
+        for path in Path(stage.folder).iterdir():
+            os.utime(path, (made + 10 * age, made + 10 * age))
+
+    def asked(part: str) -> None:
+        raise AssertionError(f"{part} was read")
+
+    monkeypatch.setattr(done, "_footer", asked)
+    assert pending(table) == NOTHING
 
 
 def test_a_copy_of_a_run_without_its_times_is_done(table: dict[str, Stage], config: Config) -> None:
