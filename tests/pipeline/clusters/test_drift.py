@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.clusters import drift
@@ -111,8 +112,15 @@ def test_a_run_whose_source_grew_says_it_and_shows_it(tmp_path: Path, capsys: py
     assert "Since the fit The clusters were fitted to 2 parts; 1 came since, and 0 are others now" in text
     assert f"{found.ratio:.2f} times as far" in text
 
-    write_part(Path(grown.stages["instances"].part(2)), np.full((1, 384), np.nan), RNG)
+    spoil(Path(grown.stages["instances"].part(2)))
     with pytest.raises(
         StageFailed, match=r"clusters: .*part-00002.parquet: the embedding of mask 0 of the part is NaN"
     ):
         run_stages(config)
+
+
+def spoil(part: Path) -> None:
+    """Make the embedding of a mask NaN, and leave what the part says of what it was made of."""
+    said = pq.read_schema(part).metadata
+    write_part(part, np.full((1, 384), np.nan), RNG)
+    pq.write_table(pq.read_table(part).replace_schema_metadata(said), part)
