@@ -5,11 +5,11 @@ Against `workers.crf`, which equals the published programs:
 - A class that has next to no pixel is not filtered alone. All such classes share one channel, and hear of themselves as
   much as a class of the photo's average among them would.
 - The message of the bilateral kernel, the costly one, changes slowly from one iteration to the next: it is filtered in
-  six of ten iterations, and in between extrapolated from the last three. What a pixel hears from itself is not slow,
-  and follows the pixel (SELF).
+  some iterations, and in between extrapolated from the last that were (`Thrift`). What a pixel hears from itself is not
+  slow, and follows the pixel.
 - The Gaussian over position is a convolution.
 - Of two classes, the log odds are found on half the grid and enlarged, as coarse masks have outlines without detail and
-  the Gaussian blurs them: the same label on 99.4 to 99.7 %. Of many classes it would change 3 %, and is not done.
+  the Gaussian blurs them: the same label on 99.5 %. Of many classes it would change 3 %, and is not done.
 
 Shapes as in `workers.crf`; K channels, of kept classes and the rest.
 """
@@ -17,8 +17,8 @@ Shapes as in `workers.crf`; K channels, of kept classes and the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,11 +30,24 @@ from workers.crf import CrfParams, check_arguments, image_features
 from workers.permutohedral import Lattice, build_lattice
 
 LEAST_SHARE = 1e-3  # of the pixels, that a class wins before the CRF: with less it has no channel of its own
-SELF, SELF_HALVED = 0.6, 0.3  # of the bilateral weight: what a pixel hears from itself, and one of half the grid
-ORDER = 3  # messages that are extrapolated from
 REACH = 2  # standard deviations of the Gaussian that are summed over
 CHUNK = 8192  # pixels that are worked on at a time, in a cache
 MOST_COMPAT = 60  # sum of the kernels' weights, for exp not to overflow
+
+
+@dataclass(frozen=True, slots=True)
+class Thrift:
+    """How the bilateral kernel is saved: with what it does to the labels, measured on photos."""
+
+    own: float  # of its weight: what a pixel hears from itself
+    order: int  # messages that are extrapolated from
+    filtered: Callable[[int], set[int]]  # of so many iterations, those in which it is filtered
+
+
+# Six of ten iterations: the first two, the last but one, and every other between.
+MANY = Thrift(0.6, 3, lambda iterations: {0, 1, iterations - 2, *range(3, iterations - 1, 2)})
+# Four of ten, at gaps that double. Log odds of half the grid go an even way: a line through two messages is enough.
+TWO = Thrift(0.2, 2, lambda iterations: {2**k - 1 for k in range(iterations.bit_length())})
 
 
 @torch.no_grad()
@@ -74,7 +87,7 @@ def fast_log_odds(image_HW3: Tensor, masks_NHW: Tensor, params: CrfParams) -> Te
     unary_hwN = unary_Nhw.permute(1, 2, 0).contiguous()
     size = unary_hwN.shape
     gaussian = _Gaussian((size[0], size[1], size[2]), halved, unary_hwN.device)
-    bilateral = _Bilateral(image_3hw.permute(1, 2, 0).round().to(torch.uint8), halved, SELF_HALVED)
+    bilateral = _Bilateral(image_3hw.permute(1, 2, 0).round().to(torch.uint8), halved, TWO)
     log_odds_hwN = unary_hwN
     for step in range(params.iterations):
         q_hwN = log_odds_hwN.sigmoid().mul_(2).sub_(1)
@@ -114,7 +127,7 @@ def _mean_field(image_HW3: Tensor, p_PK: Tensor, own_P: Tensor, params: CrfParam
     bits = 1 / math.log(2)  # exp2 takes a third of exp's time
     compats = {name: bits * getattr(params, name) for name in ("gaussian_compat", "bilateral_compat")}
     params = replace(params, **compats)
-    gaussian, bilateral = _Gaussian((*size, channels), params, p_PK.device), _Bilateral(image_HW3, params, SELF)
+    gaussian, bilateral = _Gaussian((*size, channels), params, p_PK.device), _Bilateral(image_HW3, params, MANY)
     ones_K = p_PK.new_ones(channels)
     q_PK = p_PK / (p_PK @ ones_K)[:, None]
     for step in range(params.iterations):
@@ -164,9 +177,9 @@ class _Gaussian:
 class _Bilateral:
     """w n K n of the kernel over position and colour: filtered in some iterations, extrapolated in the others."""
 
-    def __init__(self, image_HW3: Tensor, params: CrfParams, own_share: float) -> None:
-        self.own = own_share * params.bilateral_compat
-        self._filtered = _filtered(params.iterations)
+    def __init__(self, image_HW3: Tensor, params: CrfParams, thrift: Thrift) -> None:
+        self.own = thrift.own * params.bilateral_compat
+        self._filtered, self._order = thrift.filtered(params.iterations), thrift.order
         self._last: list[tuple[int, Tensor]] = []  # iterations, and their messages less `own` times the marginals
         self._lattice: Lattice | None = None
         if params.bilateral_compat:
@@ -185,15 +198,10 @@ class _Bilateral:
             return False, []
         if step in self._filtered:
             message_PK = self._lattice.filter(q_PK, torch.float16)
-            self._last = [*self._last, (step, message_PK)][-ORDER:]
+            self._last = [*self._last, (step, message_PK)][-self._order :]
             return True, [(1.0, message_PK)]
         places, maps = zip(*self._last, strict=True)
         return False, list(zip(_lagrange(places, step), maps, strict=True))
-
-
-def _filtered(iterations: int) -> set[int]:
-    """The first two iterations, the last but one, and every other between."""
-    return {0, 1, iterations - 2, *range(3, iterations - 1, 2)}
 
 
 def _lagrange(places: Sequence[int], wanted: int) -> list[float]:
