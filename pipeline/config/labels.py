@@ -106,6 +106,9 @@ class MaskCutConfig(Section):
     features: Auto | Output = "auto"  # what is cut
     tau: Auto | Annotated[float, Field(gt=-1, lt=1)] = "auto"  # cosine similarity above which two patches are joined
     max_masks: int = Field(3, ge=1, le=64)  # cuts an image
+    # Of a mask: how much it looks like an object, or how little the CRF changed it. auto is the first; a run that a
+    # version began which had only the second goes on with it.
+    score: Auto | Literal["objectness", "crf_iou"] = "auto"
 
 
 class MergeTreeConfig(Section):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -105,7 +105,13 @@ class Definition(ABC):
 
     @abstractmethod
     def content(self, config: Config, facts: Facts) -> Content:
-        """Plain data: everything that decides its content beside its inputs."""
+        """Plain data: everything that decides its content beside its inputs. What is `auto` for `settle` is as it was
+        in the first version that had this stage."""
+
+    def settle(self, config: Config, begun: Callable[[], bool]) -> Config:
+        """The config with what only the run folder can decide: something became better than it was, and a run that a
+        version began which knew the old way alone goes on with that. `begun`: whether there is such a run."""
+        return config
 
     def check(self, config: Config, index: Photos | None) -> None:  # noqa: B027 (most stages have nothing to say)
         """Raise ConfigError, with key, value and remedy, for what is bound to fail and can be seen before any work;

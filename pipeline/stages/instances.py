@@ -3,7 +3,7 @@ superpixels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from model.backbone.cards import card_of
@@ -78,7 +78,15 @@ class Instances(ShardStage):
             del content["maskcut"]["features"]
         if not content["crf"]["fast"]:  # likewise
             del content["crf"]["fast"]
+        if content["maskcut"]["score"] != "objectness":  # likewise
+            del content["maskcut"]["score"]
         return content
+
+    def settle(self, config: Config, begun: Callable[[], bool]) -> Config:
+        if config.instances.method != "maskcut" or config.maskcut.score != "auto":
+            return config
+        score = "crf_iou" if begun() else "objectness"
+        return config.model_copy(update={"maskcut": config.maskcut.model_copy(update={"score": score})})
 
     def check(self, config: Config, index: Photos | None) -> None:
         patch = patch_size(config.backbone.name)

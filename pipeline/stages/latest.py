@@ -30,6 +30,8 @@ class Latest:
             known = parse_config({**self.config, "run": wanted["run"]}, origin=LATEST).model_dump(mode="json")
         except ConfigError:
             return False
+        if wanted["maskcut"]["score"] == "auto":  # which the run folder decided
+            wanted["maskcut"]["score"] = known["maskcut"]["score"]
         return _decisive(known) == _decisive(wanted)
 
     def same_backbone(self, config: Config) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from pipeline.config import Config, load_config, parse_config
 from pipeline.engine.stage import Stage, index_folder
 from pipeline.errors import ConfigError
@@ -16,7 +18,13 @@ from pipeline.store import storage
 def resolve_run(config: Config, index: Index, *, download: bool = True) -> Run:
     """The run of a config over an index. Errors as of `resolve_stages`; ConfigError: a file that the config names."""
     defined, facts = define_stages(config), Facts(config, index, download=download)
-    return Run(config, index, defined, resolve(config, index, defined, facts), facts.teacher)
+    stages = resolve(config, index, defined, facts)
+    settled = config
+    for name, stage in defined.items():
+        settled = stage.settle(settled, functools.partial(storage.exists, stages[name].folder))
+    if settled is not config:
+        stages = resolve(settled, index, defined, facts)
+    return Run(settled, index, defined, stages, facts.teacher)
 
 
 def find_run(config: Config) -> Run | None:

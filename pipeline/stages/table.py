@@ -64,8 +64,9 @@ def faults(defined: Iterable[Definition], config: Config, index: Photos | None) 
 
 
 def resolve_stages(config: Config, index: Index, *, download: bool = True) -> dict[str, Stage]:
-    """Every stage of the config by name, in the order they run. Reads the weights files for their checksums; official
-    weights are fetched the first time if `download`, else FileNotFoundError."""
+    """Every stage of the config by name, in the order they run, but for what only the run folder can settle. Reads the
+    weights files for their checksums; official ones are fetched the first time if `download`, else FileNotFoundError.
+    """
     return resolve(config, index, define_stages(config), Facts(config, index, download=download))
 
 

@@ -18,6 +18,7 @@ from workers.embeddings import embed_crops, masked_crop
 from workers.fast_crf import fast_log_odds
 from workers.images import LoadedImage
 from workers.instances.found import Found, encode_masks
+from workers.instances.objectness import objectness
 from workers.instances.passes import forward_passes
 from workers.maskcut import maskcut
 from workers.masks import resize_mask
@@ -37,10 +38,11 @@ class CutParams:
     crf: CrfParams
     min_iou: float
     crop_size: int
+    score: Literal["objectness", "crf_iou"] = "objectness"
 
 
 class MaskCuts:
-    """Up to `max_masks` disjoint masks a photo, each scored by how little the CRF changed it."""
+    """Up to `max_masks` disjoint masks a photo, each with its objectness, or by how little the CRF changed it."""
 
     nested = False
 
@@ -69,9 +71,9 @@ class MaskCuts:
             _count_graphs(features, params.tau, phases)
             with phases("maskcut"):
                 cuts = maskcut(features, grid, tau=params.tau, max_masks=params.max_masks)
-            for image, pixels, cut in zip(same, resized, cuts, strict=True):
+            for image, pixels, cut, patches_ND in zip(same, resized, cuts, features, strict=True):
                 with phases("crf"):
-                    yield self._refine(image, pixels, cut.masks)
+                    yield self._refine(image, pixels, cut.masks[cut.masks.any((1, 2))], patches_ND)
 
     def _resize(self, pixels: np.ndarray) -> np.ndarray:
         patch, size = self._backbone.patch_size, self._params.image_size
@@ -80,23 +82,24 @@ class MaskCuts:
         return resize_keep_aspect(pixels, size, patch)
 
     def _refine(
-        self, image: LoadedImage, resized_hw3: np.ndarray, coarse_nhw: np.ndarray
+        self, image: LoadedImage, resized_hw3: np.ndarray, coarse_nhw: np.ndarray, patches_ND: Tensor
     ) -> tuple[list[np.ndarray], list[float]]:
         """Coarse patch masks (n, h, w) -> masks at the original size and their scores; those the CRF rejects fall."""
         assert image.pixels is not None
         patch = self._backbone.patch_size
-        coarse = coarse_nhw[coarse_nhw.any((1, 2))].repeat(patch, 1).repeat(patch, 2)
+        coarse = coarse_nhw.repeat(patch, 1).repeat(patch, 2)
         crf = self._params.crf
         log_odds = fast_log_odds if crf.fast else exact_log_odds
         refined, ious = refine_masks(resized_hw3, coarse, crf, device=self._device, log_odds=log_odds)
+        scores = objectness(patches_ND, coarse_nhw) if self._params.score == "objectness" else ious
         height, width = image.pixels.shape[:2]
         kept = [
-            (resize_mask(mask, height, width), float(iou))
-            for mask, iou in zip(refined, ious, strict=True)
+            (resize_mask(mask, height, width), float(score))
+            for mask, iou, score in zip(refined, ious, scores, strict=True)
             if iou >= self._params.min_iou
         ]
-        kept = [(mask, iou) for mask, iou in kept if mask.any()]
-        return [mask for mask, _ in kept], [iou for _, iou in kept]
+        kept = [(mask, score) for mask, score in kept if mask.any()]
+        return [mask for mask, _ in kept], [score for _, score in kept]
 
     def _embeddings(self, images: Sequence[LoadedImage], masks: list[list[np.ndarray]]) -> list[np.ndarray]:
         """(n, D) float16 embeddings of each image; the crops of all images share their forward passes."""

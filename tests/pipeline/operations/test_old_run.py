@@ -6,6 +6,7 @@ DatUS2 and its refinement. Features and weights are cut to what a stage counts a
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from pipeline.config import Config
 from pipeline.operations.clean import clean
 from pipeline.operations.run import run
 from pipeline.operations.status import run_status
-from pipeline.stages.run import open_run
+from pipeline.stages.latest import read_latest, write_latest
+from pipeline.stages.run import find_run, open_run
 
 NETWORK = {"depths": [1, 1, 1, 1], "width": 4, "channels": 8, "box_dim": 8, "mask_channels": 8, "semantic_channels": 32}
 NETWORK |= {"rpn_pre_nms": [20, 10], "rpn_post_nms": [20, 10], "roi_sampled": 8}
@@ -81,3 +83,19 @@ def test_the_last_run_opens_by_its_folder(old_run: Path) -> None:
     stuff = ["segments", "semantics_fit", "semantics_draft", "refine_fit", "semantics"]
     assert list(opened.stages) == ["instances", "clusters", *stuff, "panoptic"]
     assert opened.fitted and all(shards == {0, 1} for shards in opened.done.values())
+
+
+def test_a_run_goes_on_with_the_score_that_it_was_begun_with(old_run: Path) -> None:
+    config = config_of(old_run, WITH_STEGO)
+    begun = find_run(config)
+    assert begun is not None and begun.config.maskcut.score == "crf_iou"
+    write_latest(begun.config, {name: stage.fingerprint for name, stage in begun.stages.items()}, begun.teacher or "")
+    latest = read_latest(str(old_run))
+    assert latest is not None and latest.same_labels(config)
+
+    shutil.rmtree(begun.stages["instances"].folder)
+    anew = find_run(config)
+    assert anew is not None and anew.config.maskcut.score == "objectness"
+    assert anew.stages["instances"].fingerprint != begun.stages["instances"].fingerprint
+    asked = find_run(config_of(old_run, {**WITH_STEGO, "maskcut": {**COMMON["maskcut"], "score": "crf_iou"}}))
+    assert asked is not None and asked.stages["instances"] == begun.stages["instances"]

@@ -57,7 +57,7 @@ def add_receipts(config: Config, fingerprint: str, done: int) -> None:
 def test_what_others_leave_among_the_receipts_is_said_and_left_out(
     config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stage = resolve_stages(config, open_index(index_folder(config)))["instances"]
+    stage = resolve_run(config, open_index(index_folder(config))).stages["instances"]
     add_receipts(config, stage.fingerprint, 1)
     receipts = Path(config.run.uri) / "receipts"
     (receipts / "instances-notes.jsonl").write_text("mine")

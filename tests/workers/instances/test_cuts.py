@@ -81,6 +81,19 @@ def test_a_mask_that_the_crf_changes_too_much_is_dropped() -> None:
     assert sum(len(row["rle"]) for row in loose) >= 3
 
 
+def test_a_score_may_be_how_little_the_crf_changed_a_mask() -> None:
+    params = replace(PARAMS, min_iou=0.0)
+    for_objects, for_crf = (
+        worker(replace(params, score=score)).process(scenes(3), Phases()).to_pylist()
+        for score in ("objectness", "crf_iou")
+    )
+    assert [row["rle"] for row in for_objects] == [row["rle"] for row in for_crf]
+    assert for_objects[0]["score"] != for_crf[0]["score"]
+    strict = worker(replace(params, score="crf_iou", min_iou=0.8)).process(scenes(3), Phases()).to_pylist()
+    kept = [[score for score in row["score"] if score >= 0.8] for row in for_crf]
+    assert [row["score"] for row in strict] == kept
+
+
 def test_an_accident_names_the_image() -> None:
     class Broken:
         patch_size, dim = 8, 4
