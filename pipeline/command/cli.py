@@ -100,6 +100,23 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 @app.command()
+def work(
+    config: ConfigPath,
+    stage: Annotated[str, typer.Option(help="A stage with shards, such as instances; what it reads must be done.")],
+    slice: Annotated[str, typer.Option(help="Which share of the shards, such as 3/16.")] = "1/1",
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do a share of a stage in this process, without Ray: for job arrays of SLURM. `run` later finds it done."""
+    with user_errors(as_json), stop_on_sigterm():
+        from pipeline.operations.work import Slice
+        from pipeline.operations.work import work as work_share
+
+        share = work_share(load(config, overrides), stage, Slice.parse(slice))
+        answer(share, as_json, lambda: print(f"{share.stage} {share.fingerprint}: share {share.slice} is done"))
+
+
+@app.command()
 def status(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """What is done, what is missing, and rows by status. Reads only."""
     with user_errors(as_json):

@@ -5,15 +5,12 @@ Running the same command again is the recovery: shards whose part is there are n
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections.abc import Collection
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
-from pipeline import __version__
 from pipeline.config import Config
 from pipeline.engine.done import FitChanges, Look, pending_shards, record_fit_inputs
 from pipeline.engine.lease import run_lease
@@ -26,17 +23,10 @@ from pipeline.errors import ConfigError, StageFailed
 from pipeline.operations.preflight import check_all
 from pipeline.operations.retry import remove_parts
 from pipeline.operations.source import Listing, open_source
-from pipeline.sources.index import Index
+from pipeline.operations.stage_jobs import job_of, note_latest, require_inputs, resolved
 from pipeline.stages.base import Definition, FitStage, Run, ShardStage
-from pipeline.stages.latest import LATEST, write_latest
-from pipeline.stages.run import resolve_run
 from pipeline.stages.table import define_stages, faults
 from pipeline.store import storage
-from workers.records import SCHEMA_VERSION
-
-if TYPE_CHECKING:
-    from pipeline.engine.shards import StageJob
-
 
 WATCHED = 64  # shards, the first of a stage, after each of which it is asked whether its rows are worth going on
 
@@ -81,7 +71,7 @@ def run(
             storage.remove_litter(folder)  # the lease says that nobody is writing
         index, is_new = open_source(config, reindex=reindex, extend=extend, prune=prune)
         listing = None if is_new else Listing(config, index)
-        summary = RunSummary(_resolve(config, index))
+        summary = RunSummary(resolved(config, index))
         this = summary.run
         if listing:
             listing.tell()
@@ -93,15 +83,15 @@ def run(
             pending = _pending(this.definitions[name], stage, this, refit)
             say(_opening(stage, len(pending)), stage=name, fingerprint=stage.fingerprint)
             if pending:
-                _require_inputs(stage, this)
+                require_inputs(stage)
                 _connect(connection, this, address)
-                _write_latest(this)
+                note_latest(this)
                 storage.remove_litter(stage.folder)
                 _do(this.definitions[name], stage, pending, this, max_failed_fraction)
             storage.remove_litter(stage.folder)  # of workers that were killed while they wrote
             _require_content(this.definitions[name], stage, this)
             summary.computed[name] = len(pending)
-        _write_latest(this)
+        note_latest(this)
         if listing:
             listing.tell(last=True)
     return summary
@@ -144,14 +134,6 @@ def _is_pending(stage: Definition, run: Run) -> bool:
     return bool(pending_shards(run.stages[stage.full_name]))
 
 
-def _resolve(config: Config, index: Index) -> Run:
-    errors: tuple[type[Exception], ...] = (*storage.store_errors(config.run.uri), ValueError)
-    try:
-        return resolve_run(config, index)
-    except errors as error:
-        raise ConfigError(str(error)) from error
-
-
 def _require_content(definition: Definition, stage: Stage, run: Run) -> None:
     """StageFailed when the rows of a finished stage are, as a whole, nothing to go on with."""
     if isinstance(definition, ShardStage) and definition.watched:
@@ -177,16 +159,6 @@ def _opening(stage: Stage, pending: int) -> str:
     return f"{where}: {pending} of {stage.shards} shards to do"
 
 
-def _require_inputs(stage: Stage, run: Run) -> None:
-    for used in stage.reads:
-        missing = len(pending_shards(used))
-        if missing:
-            lacking = "which is not fitted" if used.kind == "fit" else f"{missing} shards of which are missing"
-            raise StageFailed(
-                f"{stage.name} needs the stage {used.name}, {lacking}; run it first, or leave out --stages"
-            )
-
-
 def _do(definition: Definition, stage: Stage, pending: list[int], run: Run, max_failed_fraction: float) -> None:
     match definition:
         case FitStage():
@@ -208,7 +180,7 @@ def _run_shards(definition: ShardStage, stage: Stage, pending: list[int], run: R
     try:
         done = stage.shards - len(pending)
         metrics = StageMetrics(storage.redact(run.uri), stage.name, done=done, pending=len(pending))
-        receipts = run_shards(definition.actor(), _job(definition, stage, run), pending, run.config.workers)
+        receipts = run_shards(definition.actor(), job_of(definition, stage, run), pending, run.config.workers)
         with StageProgress(stage.name, len(pending)) as progress, closing(receipts):
             for receipt in receipts:
                 log.append(receipt)
@@ -262,50 +234,3 @@ def _log_fit(stage: Stage, run_uri: str, seconds: float, error: str | None) -> N
     )
     log.append(receipt)
     log.flush()
-
-
-def _job(definition: ShardStage, stage: Stage, run: Run) -> StageJob:
-    from pipeline.engine.shards import StageJob
-
-    return StageJob(
-        stage,
-        _pinned(run),
-        index_folder(run.config),
-        run.stages,
-        _metadata(definition, stage, run),
-        run.teacher or "",
-        definition.schema(run.config),
-    )
-
-
-def _pinned(run: Run) -> Config:
-    """The config with the checksum of the weights that this process read: another node must not have another file."""
-    _, is_file, checksum = (run.teacher or "").partition(" sha256:")
-    if not is_file:
-        return run.config
-    return run.config.model_copy(update={"backbone": run.config.backbone.model_copy(update={"sha256": checksum})})
-
-
-def _metadata(definition: ShardStage, stage: Stage, run: Run) -> dict[str, str]:
-    """Key-value metadata of every part: enough to know what made it."""
-    entries: dict[str, Any] = {
-        "stage": stage.name,
-        "fingerprint": stage.fingerprint,
-        "schema_version": str(SCHEMA_VERSION),
-        "software_version": __version__,
-        "config": run.config.model_dump_json(exclude={"workers"}),
-    }
-    if definition.holds_labels:
-        entries["categories"] = json.dumps(definition.categories(run))
-    return entries
-
-
-def _write_latest(run: Run) -> None:
-    uri = storage.join(run.uri, LATEST)
-    try:
-        write_latest(run.config, {name: stage.fingerprint for name, stage in run.stages.items()}, run.teacher or "")
-    except storage.store_errors(uri) as error:
-        raise StageFailed(
-            f"cannot write {storage.redact(f'{uri}: {error}')}; make room or mend the store, then run the same command "
-            "again"
-        ) from error

@@ -14,7 +14,7 @@ from pipeline.config import Config
 from pipeline.engine.shards import ahead
 from pipeline.engine.stage import index_folder
 from pipeline.operations.demo.scenes import write_scenes
-from pipeline.operations.run import _job
+from pipeline.operations.stage_jobs import job_of
 from pipeline.sources.fetch import Fetcher
 from pipeline.sources.index import build_index
 from pipeline.stages.instances import Instances, InstanceShards
@@ -34,7 +34,7 @@ def instance_shards(source: Path, run: Path, on_missing: str = "auto", **section
     config = Config.model_validate(base | sections)
     index = build_index(index_folder(config), config.source.uri, shard_size=config.source.shard_size)
     run = resolve_run(config, index)
-    return InstanceShards(_job(Instances(), run.stages["instances"], run))
+    return InstanceShards(job_of(Instances(), run.stages["instances"], run))
 
 
 def test_a_shard_becomes_a_part_and_a_receipt(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from pipeline.engine.status import StageStatus
 from pipeline.errors import ConfigError, StageFailed
 from pipeline.operations import preflight
 from pipeline.operations import run as runner
-from pipeline.operations.run import _log_fit, _write_latest
+from pipeline.operations.run import _log_fit
+from pipeline.operations.stage_jobs import note_latest
 from pipeline.operations.status import _step, plan_of, planned, print_plan, print_status, run_status
 from pipeline.sources.choice import Choice
 from pipeline.sources.index import build_index, open_index
@@ -83,7 +84,7 @@ def test_weights_that_are_only_on_the_cluster_are_those_of_the_last_run(
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"weights")
     found = resolve_run(official, open_index(index_folder(official)))
-    _write_latest(found)
+    note_latest(found)
     table = found.stages
     checkpoint.unlink()
     assert [stage.fingerprint for stage in run_status(official).stages] == [s.fingerprint for s in table.values()]
