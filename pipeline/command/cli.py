@@ -26,7 +26,7 @@ from pipeline.command.common import (
     stop_on_sigterm,
     user_errors,
 )
-from pipeline.command.run_options import Extend, MaxFailed, Prune, Refit, Reindex, Retry, Stages
+from pipeline.command.run_options import Extend, MaxFailed, Prune, Refit, Reindex, Retry, Stages, WaitForResources
 
 app = typer.Typer(
     help="Panoptic pseudo-labels from unlabelled images, on one machine or a Ray cluster.",
@@ -71,6 +71,7 @@ def run(
     prune: Prune = False,
     refit: Refit = False,
     retry: Retry = None,
+    wait_for_resources: WaitForResources = 0,
     as_json: AsJson = False,
 ) -> None:
     """Do everything that is not done yet. The same command continues after any interruption."""
@@ -89,6 +90,7 @@ def run(
             prune=prune,
             refit=refit,
             retry=_listed(retry or ""),
+            wait_s=wait_for_resources,
         )
         status = status_of(summary.run)
         answer(status, as_json, lambda: print_status(status))

@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from pipeline.command.common import AsJson, ConfigPath, Overrides, answer, fail, load, stop_on_sigterm, user_errors
-from pipeline.command.run_options import Extend, MaxFailed, Prune, Refit, Reindex, Retry, Stages, as_arguments
+from pipeline.command.run_options import (
+    Extend,
+    MaxFailed,
+    Prune,
+    Refit,
+    Reindex,
+    Retry,
+    Stages,
+    WaitForResources,
+    as_arguments,
+)
 
 
 class Environment(enum.StrEnum):
@@ -35,6 +45,7 @@ def submit(
     prune: Prune = False,
     refit: Refit = False,
     retry: Retry = None,
+    wait_for_resources: WaitForResources = 0,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the job's end, and end with its exit code.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Wait likewise, and print the job's log.")] = False,
     environment: Annotated[
@@ -64,7 +75,12 @@ def submit(
         _remark(remarks(loaded, parcel, address, env or ()))
         of_source = {"reindex": reindex, "extend": extend, "prune": prune}
         options = as_arguments(
-            stages=stages, **of_source, refit=refit, retry=retry, max_failed_fraction=max_failed_fraction
+            stages=stages,
+            **of_source,
+            refit=refit,
+            retry=retry,
+            max_failed_fraction=max_failed_fraction,
+            wait_for_resources=wait_for_resources or None,
         )
         job = submit_run(
             client,

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
+
+
+def as_seconds(text: str | float) -> float:
+    """Of 90, 90s, 30m or 2h."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(text))
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no duration; give seconds, or such as 30m or 2h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
 
 Stages = Annotated[str | None, typer.Option(help="Only these, comma-separated, such as instances,clusters.")]
 MaxFailed = Annotated[
@@ -21,6 +31,14 @@ Refit = Annotated[bool, typer.Option(help="Fit anew what was made of other or fe
 Retry = Annotated[
     str | None,
     typer.Option(help="Do the shards with such rows again: statuses, comma-separated, such as missing,crashed."),
+]
+WaitForResources = Annotated[
+    float,
+    typer.Option(
+        metavar="DURATION",
+        parser=as_seconds,
+        help="How long the cluster may take to get the nodes that are asked for, such as 30m or 2h.",
+    ),
 ]
 
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from pathlib import Path
 import psutil
 import ray
 import ray.data
+from ray.autoscaler.sdk import request_resources
 
 from pipeline.config.workers import WorkersConfig
 from pipeline.engine.log import say
@@ -25,6 +27,7 @@ from pipeline.errors import ConfigError
 
 RECEIPT_STORE_BYTES = 150 * 2**20  # the object store carries receipts, shard numbers and centroids
 CONNECT_S = 10.0  # until an address that does not answer is given up
+LOOK_S = 5.0  # between looks for nodes that a run waits for
 CLIENT_PORT = 10001  # of `ray://head`
 SOCKET_PATH = 103 if sys.platform == "darwin" else 107  # bytes that the system takes
 SOCKET = (
@@ -34,13 +37,14 @@ SHORT_FOLDER = "/tmp/ray"
 
 
 @contextmanager
-def connect(workers: WorkersConfig, address: str | None, *, trains: bool = False) -> Iterator[None]:
+def connect(workers: WorkersConfig, address: str | None, *, trains: bool = False, wait_s: float = 0) -> Iterator[None]:
     """A Ray connection for the time of the block, with resources checked; one that exists already is kept as it is.
 
-    `trains`: a fit will want `workers.train_workers` processes.
+    `trains`: a fit will want `workers.train_workers` processes. `wait_s`: how long a cluster may take to get the nodes
+    that are asked for, of its autoscaler if it has one.
     """
     if ray.is_initialized():
-        check_resources(workers, trains=trains)
+        await_resources(workers, trains=trains, wait_s=wait_s)
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -51,7 +55,7 @@ def connect(workers: WorkersConfig, address: str | None, *, trains: bool = False
         else:
             _start_local(workers)
     try:
-        check_resources(workers, trains=trains)
+        await_resources(workers, trains=trains, wait_s=wait_s if address else 0)
         yield
     finally:
         ray.shutdown()
@@ -113,6 +117,33 @@ def _quieten_ray() -> None:
     for handler in logging.getLogger(ray.data.__name__).handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)
+
+
+def await_resources(workers: WorkersConfig, *, trains: bool = False, wait_s: float = 0) -> None:
+    """As `check_resources`, which is asked again for so long while an autoscaler is asked for nodes."""
+    deadline, said = time.monotonic() + wait_s, ""
+    while True:
+        try:
+            check_resources(workers, trains=trains)
+            break
+        except ConfigError as error:
+            if time.monotonic() >= deadline:
+                raise ConfigError(f"{error}; waited {wait_s:.0f} s for it" if wait_s else str(error)) from error
+            if str(error) != said:
+                say(f"waiting for nodes, {deadline - time.monotonic():.0f} s at most: {error}")
+                _ask_for_nodes(workers)
+            said = str(error)
+            time.sleep(LOOK_S)
+    if said:
+        request_resources(bundles=[])  # the actors ask for themselves; later the cluster may shrink
+        say("the nodes are there")
+
+
+def _ask_for_nodes(workers: WorkersConfig) -> None:
+    """Tell the autoscaler which actors there will be; a cluster that has none takes no notice."""
+    actor = {"CPU": workers.cpus, "GPU": workers.gpus, "memory": math.ceil(workers.memory_gb * 2**30)}
+    bundle = {name: each for name, each in (actor | workers.resources).items() if each}
+    request_resources(bundles=[bundle] * max(workers.size.min, workers.train_workers))
 
 
 def check_resources(workers: WorkersConfig, *, trains: bool = False) -> None:

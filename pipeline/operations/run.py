@@ -54,11 +54,12 @@ def run(
     prune: bool = False,
     refit: bool = False,
     retry: Collection[str] = (),
+    wait_s: float = 0,
 ) -> RunSummary:
     """Do everything that is pending of the named stages. ConfigError before work, StageFailed when shards failed.
 
     `reindex`, `extend`, `prune`: see `open_source`. `refit`: also the fits of which a part has changed or come since.
-    `retry`: also the shards with rows of these statuses.
+    `retry`: also the shards with rows of these statuses. `wait_s`: how long a cluster may take to get the nodes.
     """
     defined = define_stages(config)
     unknown = sorted(set(stages or ()) - set(defined))
@@ -84,7 +85,7 @@ def run(
             say(_opening(stage, len(pending)), stage=name, fingerprint=stage.fingerprint)
             if pending:
                 require_inputs(stage)
-                _connect(connection, this, address)
+                _connect(connection, this, address, wait_s)
                 note_latest(this)
                 storage.remove_litter(stage.folder)
                 _do(this.definitions[name], stage, pending, this, max_failed_fraction)
@@ -142,12 +143,12 @@ def _require_content(definition: Definition, stage: Stage, run: Run) -> None:
             raise StageFailed(f"{stage.name}: {said}")
 
 
-def _connect(connection: ExitStack, run: Run, address: str | None) -> None:
+def _connect(connection: ExitStack, run: Run, address: str | None, wait_s: float) -> None:
     """Start or join Ray when a stage needs it, so that a run with nothing to do is quick; once is enough."""
     from pipeline.engine.cluster import connect
 
     trains = any(isinstance(stage, FitStage) and stage.trains for stage in run.definitions.values())
-    connection.enter_context(connect(run.config.workers, address, trains=trains))
+    connection.enter_context(connect(run.config.workers, address, trains=trains, wait_s=wait_s))
 
 
 def _opening(stage: Stage, pending: int) -> str:

@@ -23,6 +23,7 @@ from pipeline.stages.panoptic import PanopticShards
 from pipeline.stages.stego import StegoShards
 from tests.conftest import RAY_ENVIRONMENT
 from tests.integration.conftest import DEADLINE_S, Start, finish, write_config
+from tests.integration.conftest import SHARDS as SCENE_SHARDS
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARDS = 150  # enough for the time that Ray Data takes to see a new node, half a minute at most
@@ -138,3 +139,31 @@ def test_stages_with_a_device_go_to_the_nodes_with_the_resource_and_others_anywh
     assert with_device == {node_id(cluster, card=1)}
     assert without - with_device
     assert [actor.uses_device for actor in (InstanceShards, StegoShards, PanopticShards)] == [True, True, False]
+
+
+@pytest.mark.slow
+def test_a_run_waits_for_a_node_that_was_asked_for(cluster: Cluster, tmp_path: Path, scenes: Path) -> None:
+    config = write_config(scenes, tmp_path, workers={"size": 1, "cpus": 1, "memory_gb": 0.6, "resources": {"late": 1}})
+    command = ["run", str(config), "--stages", "instances", "--address", cluster.address, "--wait-for-resources", "2m"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *command],
+        env=os.environ | RAY_ENVIRONMENT,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "waiting for nodes" in line:
+            break
+    node = cluster.add_node(num_cpus=1, resources={"late": 1})
+    try:
+        said += finish(process, 0).splitlines(keepends=True)
+    finally:
+        cluster.remove_node(node)
+    assert "workers.resources asks for 'late', which no node" in "".join(said)
+    assert "the nodes are there\n" in said
+    assert len(list((tmp_path / "run" / "instances").glob("*/part-*.parquet"))) == SCENE_SHARDS

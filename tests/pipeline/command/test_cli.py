@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -16,7 +17,7 @@ from pipeline.command import cli
 from pipeline.command.cli import app
 from pipeline.command.cluster import submit
 from pipeline.command.common import user_errors
-from pipeline.command.run_options import as_arguments
+from pipeline.command.run_options import as_arguments, as_seconds
 from pipeline.engine.receipts import Receipt
 from pipeline.errors import StageFailed
 from tests.pipeline.label_files import random_run
@@ -193,3 +194,10 @@ def test_a_job_takes_the_options_of_a_run() -> None:
     assert inspect.signature(cli.run).parameters.keys() - run_only <= inspect.signature(submit).parameters.keys()
     arguments = as_arguments(stages="a,b", reindex=False, extend=True, retry=None, max_failed_fraction=0.5)
     assert arguments == ["--stages", "a,b", "--extend", "--max-failed-fraction", "0.5"]
+
+
+def test_durations() -> None:
+    assert [as_seconds(text) for text in ("90", "90s", "30m", "1.5h")] == [90, 90, 1800, 5400]
+    for text in ("", "h", "3x", "-1", "1h30m"):
+        with pytest.raises(typer.BadParameter, match="is no duration"):
+            as_seconds(text)

@@ -10,7 +10,15 @@ import ray
 
 from pipeline.config import Config
 from pipeline.engine import cluster
-from pipeline.engine.cluster import SHORT_FOLDER, SOCKET, SOCKET_PATH, actors_now, check_resources, connect
+from pipeline.engine.cluster import (
+    SHORT_FOLDER,
+    SOCKET,
+    SOCKET_PATH,
+    actors_now,
+    await_resources,
+    check_resources,
+    connect,
+)
 from pipeline.errors import ConfigError
 
 GIB = 2**30
@@ -71,6 +79,39 @@ def test_k_means_has_as_many_actors_as_fit_now_within_the_range() -> None:
 def test_what_does_not_fit_is_refused_with_the_numbers(workers: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_resources(config(**workers).workers)
+
+
+def test_a_run_waits_for_the_nodes_that_it_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = {"Alive": True, "Resources": {"CPU": 2, "memory": 4 * GIB, "card": 1}}
+    nodes: list[dict[str, object]] = []
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(cluster, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(cluster.time, "sleep", lambda _: nodes.append(node))
+    await_resources(config(size=3, cpus=2, memory_gb=1.5, resources={"card": 0.5}).workers, wait_s=1800)
+    assert len(nodes) == 3
+    assert asked == [[{"CPU": 2, "memory": 1.5 * GIB, "card": 0.5}] * 3] * 3 + [[]]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("waiting for nodes, 1800 s at most: workers.resources asks for 'card', which no node")
+    assert "asks for 6 CPUs in actors of 2, the cluster has 2" in said[1]
+    assert said[-1] == "the nodes are there"
+
+
+def test_nodes_that_do_not_come_are_waited_for_so_long_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[dict[str, float]]] = []
+    slept: list[float] = []
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1, "memory": 8 * GIB}}])
+    monkeypatch.setattr(cluster, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: 5.0 * len(slept))
+    monkeypatch.setattr(cluster.time, "sleep", slept.append)
+    with pytest.raises(ConfigError, match=r"asks for 2 CPUs .*, its largest node 1; lower .*; waited 12 s for it$"):
+        await_resources(config(size=1, cpus=2).workers, wait_s=12)
+    assert slept == [5.0] * 3 and len(asked) == 1  # the same reason is told once
+    with pytest.raises(ConfigError, match=r"with --address$"):
+        await_resources(config(size=1, cpus=2).workers)
+    assert len(asked) == 1
 
 
 def test_k_means_on_a_gpu_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
