@@ -189,11 +189,9 @@ def _neighbours(codes_V: Tensor, remainders_V: Tensor, strides_D: Tensor) -> Ten
     neighbours_DV2 = rows_V.new_full((size, vertices + 1, 2), vertices)
     wrapped = size - 1 - strides_D.sum(dtype=strides_D.dtype)
     one_less_V = codes_V + torch.where(remainders_V == 0, wrapped, -1).to(codes_V.dtype)
-    rows = _RowsByCode(codes_V)
-    for neighbours_V2, stride in zip(neighbours_DV2, strides_D, strict=True):
-        place_V = rows.find(one_less_V + stride)
-        neighbours_V2[:vertices, 0] = place_V
-        neighbours_V2[:, 1].scatter_(0, place_V.long(), rows_V)
+    place_DV = _RowsByCode(codes_V).find((one_less_V + strides_D[:, None]).flatten()).view(size, vertices)
+    neighbours_DV2[:, :vertices, 0] = place_DV
+    neighbours_DV2[:, :, 1].scatter_(1, place_DV.long(), rows_V.expand(size, vertices))
     neighbours_DV2[:, vertices] = vertices
     return neighbours_DV2
 
