@@ -204,6 +204,7 @@ class _Writer:
         self._labels.count(entries.label, photo=self._copies is not None, turned=entries.turned)
         self._exported.not_jpg += posixpath.splitext(name)[1] != ".jpg"
         self._exported.in_subfolders += "/" in name
+        self._exported.dotted += "." in entries.label.name
 
 
 def _file_name(label: Labelled) -> str:

@@ -22,7 +22,6 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 VOID = 255  # in the PNGs of stuff
-XYWH = 1  # detectron2's BoxMode.XYWH_ABS
 
 
 def register(name: str = "train", image_root: str | None = None, prefix: str = "u2label") -> list[str]:
@@ -113,15 +112,18 @@ def _segments(labels: dict[str, Any], root: str, things: int, separated: bool) -
 
 
 def _annotation(one: dict[str, Any]) -> dict[str, Any]:
+    from detectron2.structures import BoxMode  # a number does not do for all its versions
+
     kept = {key: one[key] for key in ("iscrowd", "bbox", "segmentation")}
-    return {**kept, "category_id": one["category_id"] - 1, "bbox_mode": XYWH}
+    return {**kept, "category_id": one["category_id"] - 1, "bbox_mode": BoxMode.XYWH_ABS}
 
 
 def _photo(image: dict[str, Any], image_root: str | None, root: str) -> str:
-    """In the folder that is given, or where the labels were made from, or beside this file."""
-    if image_root is None and "coco_url" in image:
-        return str(image["coco_url"])
-    return str(Path(HERE, image_root or root, image["file_name"]))
+    """In the folder that is given, or the copy beside this file, or where the labels were made from."""
+    if image_root is not None:
+        return str(Path(image_root, image["file_name"]).absolute())
+    has_copy = root.startswith("images_")
+    return str(image["coco_url"] if "coco_url" in image and not has_copy else Path(HERE, root, image["file_name"]))
 
 
 def _categories(name: str) -> list[dict[str, Any]]:

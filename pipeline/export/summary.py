@@ -13,6 +13,8 @@ REMARKS = {  # fields that are told where they are not 0
     "stuff_left_out": "segments of stuff, left out: the format has no place for them",
     "not_jpg": "images do not end in .jpg, where detectron2's own loaders look for them; register.py does not mind",
     "in_subfolders": "images lie in subfolders, where detectron2's load_sem_seg does not look; register.py does",
+    "dotted": "images have names with dots, at the first of which panopticapi's converter to detections cuts them off; "
+    "--photos exports copies without",
     "unchecked": "photos could not be looked at for a rotation in their EXIF data",
 }
 TURNED = "photos have a rotation in their EXIF data"
@@ -38,6 +40,7 @@ class Exported:
     whole_masks: bool = False
     not_jpg: int = 0
     in_subfolders: int = 0
+    dotted: int = 0
     photos: int = 0
     turned: int = 0
     lost: int = 0
@@ -72,6 +75,6 @@ def remarks(exported: Exported) -> list[str]:
         what = "their copies are upright" if exported.photos else "labels are of the upright photo: let readers turn it"
         found.append(f"{exported.turned} {TURNED}; {what}")
     if exported.renamed:
-        some = ", ".join(f"{image_id!r} is {name!r}" for image_id, name in exported.examples.items())
+        some = ", ".join(f"{image_id!r} has {name + '.*'!r}" for image_id, name in exported.examples.items())
         found.append(f"{exported.renamed} images have files of another name: {some}")
     return found

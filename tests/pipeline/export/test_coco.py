@@ -265,12 +265,13 @@ def one_image(tmp_path: Path, *names: str, listed: list[dict[str, Any]] | None =
 
 
 def test_what_detectron2_will_not_find_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    exported = export_coco([one_image(tmp_path, "x/a.jpg", "b.png")], output=str(tmp_path / "out"))
-    assert (exported.not_jpg, exported.in_subfolders) == (1, 1)
+    exported = export_coco([one_image(tmp_path, "x/a.jpg", "b.png", "c.v2.jpg")], output=str(tmp_path / "out"))
+    assert (exported.not_jpg, exported.in_subfolders, exported.dotted) == (1, 1, 1)
     assert (tmp_path / "out" / "panoptic_stuff_train" / "x" / "a.png").is_file()
     print_export(exported)
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 images" in said
+    assert "3 images" in said
+    assert "1 images have names with dots" in said
     assert "1 images do not end in .jpg" in said
     assert "1 images lie in subfolders" in said
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,12 @@ from tests.pipeline.export.test_formats import module_of
 from workers.masks import decode_panoptic_png, decode_rle
 
 THINGS, STUFF = 4, 3
+
+
+class BoxMode(enum.IntEnum):
+    """As detectron2's, of which older versions take no plain numbers."""
+
+    XYWH_ABS = 1
 
 
 class Catalog:
@@ -41,6 +49,9 @@ def catalog(monkeypatch: pytest.MonkeyPatch) -> Catalog:
     module.DatasetCatalog = module.MetadataCatalog = found  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "detectron2", ModuleType("detectron2"))
     monkeypatch.setitem(sys.modules, "detectron2.data", module)
+    structures = ModuleType("detectron2.structures")
+    structures.BoxMode = BoxMode  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "detectron2.structures", structures)
     return found
 
 
@@ -68,7 +79,7 @@ def test_panoptic_fpn_finds_instances_and_stuff_by_themselves(exported: tuple[st
         assert [one["category_id"] for one in found["annotations"]] == [s.category - 1 for s in things]
         for one, thing in zip(found["annotations"], things, strict=True):
             assert decode_rle(one["segmentation"]["counts"], *image.ids.shape)[image.ids == thing.id].all()
-            assert one["bbox_mode"] == 1
+            assert one["bbox_mode"] is BoxMode.XYWH_ABS
         stuff = np.asarray(Image.open(found["sem_seg_file_name"]))
         assert {*np.unique(stuff)} - {0, 255} == {s.category - THINGS for s in image.segments if s.category > THINGS}
 
@@ -90,10 +101,24 @@ def test_mask2former_finds_segments_in_one_list_of_classes(exported: tuple[str, 
         assert segments == [(s.id, s.category - 1, s.category <= THINGS, 0) for s in image.segments]
 
 
-def test_photos_may_lie_elsewhere_now(exported: tuple[str, Any], catalog: Catalog) -> None:
+def test_photos_may_lie_elsewhere_now(
+    exported: tuple[str, Any], catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, register = exported
     assert register.load(image_root="/photos", separated=True)[0]["file_name"] == "/photos/a.jpg"
     assert register.load(image_root="/photos", separated=False)[2]["file_name"] == "/photos/below/c.jpg"
+    monkeypatch.chdir(tmp_path)
+    assert register.load(image_root="mine/", separated=False)[0]["file_name"] == str(tmp_path / "mine" / "a.jpg")
+
+
+def test_copies_are_found_where_the_export_was_moved_to(tmp_path: Path, catalog: Catalog) -> None:
+    run = labelled_run(tmp_path, ["a.jpg", "a.png", "below/c.jpg"])
+    export_coco(run, run, output=str(tmp_path / "out"), photos=True)
+    shutil.move(tmp_path / "out", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "photos")
+    register = module_of(tmp_path / "moved" / "register.py")
+    for separated in (True, False):
+        assert all(Path(found["file_name"]).is_file() for found in register.load(separated=separated))
 
 
 def test_configurations_get_the_numbers_of_classes_and_masks_as_run_lengths(exported: tuple[str, Any]) -> None:
