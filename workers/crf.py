@@ -124,11 +124,22 @@ def refine_masks(
 
 def fill_holes(mask_hw: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """(h, w) bool -> (h, w) bool with the background that does not reach the image border (4-connected) filled."""
-    components, count = ndimage.label(~mask_hw)
+    rows, columns = (np.flatnonzero(mask_hw.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return mask_hw.copy()
+    filled_hw = mask_hw.copy()  # around the mask all is background, up to the border
+    inside = filled_hw[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    inside |= _without_way_out(~inside)
+    return filled_hw
+
+
+def _without_way_out(free_hw: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where a 4-connected component of an area lies that does not reach the border."""
+    components, count = ndimage.label(free_hw)
     reaches_border = np.zeros(count + 1, bool)
     for edge in (components[0], components[-1], components[:, 0], components[:, -1]):
         reaches_border[edge] = True
-    reaches_border[0] = False
+    reaches_border[0] = True  # which is what is not free
     return ~reaches_border[components]
 
 

@@ -31,6 +31,7 @@ from workers.permutohedral import Lattice, build_lattice
 
 LEAST_SHARE = 1e-3  # of the pixels, that a class wins before the CRF: with less it has no channel of its own
 REACH = 2  # standard deviations of the Gaussian that are summed over
+FEW = 4  # channels, up to which a table of half precision gains nothing
 CHUNK = 8192  # pixels that are worked on at a time, in a cache
 MOST_COMPAT = 60  # sum of the kernels' weights, for exp not to overflow
 
@@ -197,7 +198,7 @@ class _Bilateral:
         if self._lattice is None:
             return False, []
         if step in self._filtered:
-            message_PK = self._lattice.filter(q_PK, torch.float16)
+            message_PK = self._lattice.filter(q_PK, torch.float32 if q_PK.shape[1] <= FEW else torch.float16)
             self._last = [*self._last, (step, message_PK)][-self._order :]
             return True, [(1.0, message_PK)]
         places, maps = zip(*self._last, strict=True)
