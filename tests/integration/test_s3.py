@@ -18,7 +18,7 @@ from pipeline.operations.status import run_status
 from pipeline.predict.run import predict_photos
 from pipeline.report.write import write_report
 from pipeline.sources.index import open_index
-from pipeline.stages.table import resolve_stages
+from pipeline.stages.run import resolve_run
 from pipeline.store import storage
 from tests.conftest import forget_filesystems
 from tests.fault_proxy import (
@@ -80,7 +80,7 @@ def test_a_bucket_behind_a_bad_network_gives_the_rows_of_a_folder(
     said += finish(start_u2label(*command), 0)
     assert "1 of 8 shards to do" in said
     proxy.plan()
-    table = resolve_stages(config, open_index(index_folder(config)))
+    table = resolve_run(config, open_index(index_folder(config))).stages
     for name in ("instances", "panoptic"):
         assert bucket_rows(table[name]) == local_rows(labelled, name)
     assert_whole(config, table)
