@@ -1,4 +1,4 @@
-"""The dense CRF for labels, in a fifth of its time: the same label on 99.7 % of a photo's pixels, on average.
+"""The dense CRF for labels, in about a fifth of its time: the same label on 99.5 % of a photo's pixels or more.
 
 Against `workers.crf`, which equals the published programs:
 
@@ -38,17 +38,18 @@ MOST_COMPAT = 60  # sum of the kernels' weights, for exp not to overflow
 
 @dataclass(frozen=True, slots=True)
 class Thrift:
-    """How the bilateral kernel is saved: with what it does to the labels, measured on photos."""
+    """How filtering of the bilateral kernel is saved."""
 
     own: float  # of its weight: what a pixel hears from itself
     order: int  # messages that are extrapolated from
     filtered: Callable[[int], set[int]]  # of so many iterations, those in which it is filtered
 
 
-# Six of ten iterations: the first two, the last but one, and every other between.
+# Six of ten iterations: the first two, the last but one, every other between. The same label on 99.7 % of the pixels.
 MANY = Thrift(0.6, 3, lambda iterations: {0, 1, iterations - 2, *range(3, iterations - 1, 2)})
-# Four of ten, at gaps that double. Log odds of half the grid go an even way: a line through two messages is enough.
-TWO = Thrift(0.2, 2, lambda iterations: {2**k - 1 for k in range(iterations.bit_length())})
+# Four of ten, at gaps that double, and later every other. Log odds of half the grid go an even way: a line through two
+# messages is enough. 99.5 %.
+TWO = Thrift(0.2, 2, lambda iterations: {0, 1, 3, 7, *range(10, iterations, 2)})
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,11 @@ from pipeline.command.run_options import (
     WaitForResources,
     as_arguments,
 )
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+    from pipeline.operations.server import Job
 
 
 class Environment(enum.StrEnum):
@@ -91,18 +96,26 @@ def submit(
             variables=env or (),
             global_options=["--log-format", "json"] if log.writes_json() else [],
         )
-        if not (wait or follow):
+        if wait or follow:
+            code = _see_it_end(client, job, follow=follow, as_json=as_json)
+        else:
             answer(server.describe(job), as_json, lambda: server.print_job(job))
-            return
-        _remark([f"submitted {job.submission_id}"])
-        try:
-            ended = server.follow(client, job, _to_stderr if as_json else _to_stdout) if follow else None
-            ended = ended or server.wait(client, job)
-        except KeyboardInterrupt:
-            fail(f"the job {job.submission_id} goes on\n{server.how_to(job)}", 130, as_json=as_json)
-        code = server.exit_code(ended)
-        answer(server.describe(job, ended), as_json, lambda: server.print_end(job, ended))
+            code = 0
     raise typer.Exit(code)
+
+
+def _see_it_end(client: JobSubmissionClient, job: Job, *, follow: bool, as_json: bool) -> int:
+    """Wait for a job, with its log if that is followed, and tell how it ended; its exit code."""
+    from pipeline.operations import server
+
+    _remark([f"submitted {job.submission_id}"])
+    try:
+        ended = server.follow(client, job, _to_stderr if as_json else _to_stdout) if follow else None
+        ended = ended or server.wait(client, job)
+    except KeyboardInterrupt:
+        fail(f"the job {job.submission_id} goes on\n{server.how_to(job)}", 130, as_json=as_json)
+    answer(server.describe(job, ended), as_json, lambda: server.print_end(job, ended))
+    return server.exit_code(ended)
 
 
 def clean(

@@ -122,21 +122,30 @@ def _quieten_ray() -> None:
 def await_resources(workers: WorkersConfig, *, trains: bool = False, wait_s: float = 0) -> None:
     """As `check_resources`, which is asked again for so long while an autoscaler is asked for nodes."""
     deadline, said = time.monotonic() + wait_s, ""
-    while True:
-        try:
-            check_resources(workers, trains=trains)
-            break
-        except ConfigError as error:
-            if time.monotonic() >= deadline:
-                raise ConfigError(f"{error}; waited {wait_s:.0f} s for it" if wait_s else str(error)) from error
-            if str(error) != said:
-                say(f"waiting for nodes, {deadline - time.monotonic():.0f} s at most: {error}")
+    try:
+        while (lacking := _lacking(workers, trains=trains)) is not None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise ConfigError(f"{lacking}; waited {wait_s:.0f} s for it") if said else lacking
+            if str(lacking) != said:
+                say(f"waiting for nodes, {left:.0f} s at most: {lacking}")
                 _ask_for_nodes(workers)
-            said = str(error)
+            said = str(lacking)
             time.sleep(LOOK_S)
+    finally:
+        if said:  # from here on the actors ask for themselves; nobody is to bring nodes for a run that has given up
+            request_resources(bundles=[])
     if said:
-        request_resources(bundles=[])  # the actors ask for themselves; later the cluster may shrink
         say("the nodes are there")
+
+
+def _lacking(workers: WorkersConfig, *, trains: bool) -> ConfigError | None:
+    """What `check_resources` has to say."""
+    try:
+        check_resources(workers, trains=trains)
+    except ConfigError as error:
+        return error
+    return None
 
 
 def _ask_for_nodes(workers: WorkersConfig) -> None:
@@ -158,7 +167,8 @@ def check_resources(workers: WorkersConfig, *, trains: bool = False) -> None:
         **{name: (each, 1, name, f"resources.{name}") for name, each in workers.resources.items()},
     }
     for resource, (each, unit, name, key) in wanted.items():
-        total, largest = (pick(node.get(resource, 0) for node in nodes) for pick in (sum, max))
+        offered = [node.get(resource, 0) for node in nodes]
+        total, largest = sum(offered), max(offered, default=0)
         have = f"the cluster has {total / unit:.3g}, its largest node {largest / unit:.3g}"
         if size * each > total or each > largest:
             raise ConfigError(

@@ -37,7 +37,8 @@ def require_inputs(stage: Stage) -> None:
         if missing:
             lacking = "which is not fitted" if used.kind == "fit" else f"{missing} shards of which are missing"
             raise StageFailed(
-                f"{stage.name} needs the stage {used.name}, {lacking}; run it first, or leave out --stages"
+                f"{stage.name} needs the stage {used.name}, {lacking}; do it first: u2label run does all "
+                "stages in their order"
             )
 
 

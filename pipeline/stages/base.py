@@ -4,6 +4,7 @@
     of(config)           which of it a config asks for: none, one, or one for each round of self-training
     inputs(config)       the stages it reads
     content(...)         what of the config, the source and the weights decides its content: it enters the fingerprint
+    settle(config, ...)  what only the run folder can decide of the config
     version              raised when the code gives other content for the same
     schema, actor | fit  what it writes, and how it is done
 

@@ -11,8 +11,9 @@ import torch
 from scipy import ndimage
 
 from tests.workers.test_crf import noise_image, random_probs, two_colours
+from workers import fast_crf as fast_crf_module
 from workers.crf import CUTLER, STEGO, dense_crf, exact_log_odds, refine_masks
-from workers.fast_crf import fast_crf, fast_log_odds
+from workers.fast_crf import TWO, fast_crf, fast_log_odds
 
 
 def photo(height: int, width: int) -> np.ndarray:
@@ -90,6 +91,19 @@ def test_few_iterations_are_filtered_all(iterations: int) -> None:
     image = photo(64, 64)
     probs, params = colour_probs(image, 9), replace(STEGO, iterations=iterations)
     assert agreement(dense_crf(image, probs, params).argmax(0), fast_crf(image, probs, params).argmax(0)) > 0.985
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 5, 10, 20, 40])
+def test_messages_of_two_classes_need_not_be_filtered_each_time(
+    iterations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = photo(96, 96)
+    masks = torch.zeros(1, 96, 96, dtype=torch.bool)
+    masks[:, 24:72, 16:56] = True
+    given = torch.from_numpy(image), masks, replace(CUTLER, iterations=iterations)
+    thrifty = fast_log_odds(*given) > 0
+    monkeypatch.setattr(fast_crf_module, "TWO", replace(TWO, filtered=lambda iterations: {*range(iterations)}))
+    assert agreement(fast_log_odds(*given) > 0, thrifty) > 0.99
 
 
 def test_what_the_exact_crf_refuses_is_refused() -> None:

@@ -108,10 +108,25 @@ def test_nodes_that_do_not_come_are_waited_for_so_long_and_no_longer(monkeypatch
     monkeypatch.setattr(cluster.time, "sleep", slept.append)
     with pytest.raises(ConfigError, match=r"asks for 2 CPUs .*, its largest node 1; lower .*; waited 12 s for it$"):
         await_resources(config(size=1, cpus=2).workers, wait_s=12)
-    assert slept == [5.0] * 3 and len(asked) == 1  # the same reason is told once
+    assert slept == [5.0] * 3
+    assert len(asked) == 2 and asked[-1] == []  # the same reason is told once, and nobody brings nodes for nothing
     with pytest.raises(ConfigError, match=r"with --address$"):
         await_resources(config(size=1, cpus=2).workers)
-    assert len(asked) == 1
+    assert len(asked) == 2
+
+
+def test_a_run_that_is_interrupted_while_it_waits_wants_no_nodes_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[dict[str, float]]] = []
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "nodes", list)
+    monkeypatch.setattr(cluster, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(cluster.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        await_resources(config(size=1).workers, wait_s=60)
+    assert len(asked) == 2 and asked[-1] == []
 
 
 def test_k_means_on_a_gpu_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from pipeline.operations import work as work_module
 from pipeline.operations.run import run
 from pipeline.operations.status import run_status
 from pipeline.operations.work import Slice, work
-from pipeline.stages.run import find_run
+from pipeline.stages.run import find_run, open_run
 from tests.pipeline.report.tiny_runs import scene
 
 SECTIONS: dict[str, Any] = {
@@ -64,6 +64,15 @@ def test_shares_are_every_shard_once_and_run_finds_them_done(config: Config) -> 
     assert run(config, stages=["instances"]).computed == {"instances": 0}
     status = run_status(config).stages[0]
     assert (status.done, status.rows["ok"] + status.rows.get("no_masks", 0)) == (4, 7)
+    assert open_run(config.run.uri).done["instances"] == {0, 1, 2, 3}
+
+
+def test_a_stage_that_reads_none_can_be_shared_before_the_others(config: Config) -> None:
+    assert [work(config, "patches", Slice(number, 2)).computed for number in (1, 2)] == [2, 2]
+    with pytest.raises(
+        StageFailed, match=r"semantics needs the stage \w+, which is not fitted; do it first: u2label run"
+    ):
+        work(config, "semantics")
 
 
 def test_a_share_goes_on_where_it_was_and_does_what_was_lost(config: Config) -> None:
