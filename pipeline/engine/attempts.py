@@ -11,19 +11,29 @@ small Ray actor a stage) what it begins and ends; an attempt that was begun and 
 Attempts that ended because their whole node was lost do not count. A worker that hangs ends its own process, which is
 a death as any other. Loading the model is an attempt too, under the id of the actor: Ray would start one that dies
 there again for ever. The ledger lives as long as a stage of one run: the next run tries afresh.
+
+The ledger also knows which shards are late. When none is left to begin, idle workers do these a second time, each once;
+the part that is whole first stands. So one slow machine does not decide when a stage ends.
 """
 
 from __future__ import annotations
 
+import bisect
 import collections
 import contextlib
 import faulthandler
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.store import retries
+
 Key = int | str  # a shard, or the id of an actor that starts
+LATE, LATE_S = 1.5, 2.0  # times the median shard, and seconds at least, from which one under way is late
+POLL_S = 0.5  # between an idle worker's questions
+HANGS, HANGS_S = 10.0, 120.0  # times what the photos of a batch took, and seconds at least, from which one hangs
+KNOWN = 16  # photos, from which on it is known what they take
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +44,14 @@ class Attempt:
     one_by_one: bool = False  # an earlier attempt killed its worker: find out which image does
     crashed: frozenset[str] = frozenset()  # images found out so, which are not to be touched
     given_up: str | None = None  # why it is not tried again
+
+
+@dataclass(frozen=True, slots=True)
+class Second:
+    """What an idle worker is told: a shard to do a second time; or that there may be one `later`, or none any more."""
+
+    shard: int | None = None
+    later: bool = False
 
 
 @dataclass
@@ -49,15 +67,22 @@ class _Work:
 
 
 class Ledger:
-    """The attempts at the shards of a stage. `limit` is `workers.attempts`; `node_lives` tells of a node's id."""
+    """The attempts at the shards of a stage. `limit` is `workers.attempts`; `node_lives` tells of a node's id; `shards`
+    are all that are to be done."""
 
-    def __init__(self, limit: int, node_lives: Callable[[str], bool]) -> None:
+    def __init__(self, limit: int, node_lives: Callable[[str], bool], shards: Collection[int] = ()) -> None:
         self._limit, self._node_lives = limit, node_lives
         self._under_way: dict[Key, _Work] = {}
+        self._not_begun = set(shards)
+        self._durations: list[float] = []  # of shards that ended, in order of size
+        self._seconded: set[int] = set()
+        self._done: set[int] = set()  # of these
 
     def begin(self, key: Key, node: str) -> Attempt:
         """An attempt begins on a node. One that is still open has killed its worker, or went down with its node."""
         known = self._under_way.setdefault(key, _Work())
+        if isinstance(key, int):
+            self._not_begun.discard(key)
         if known.node is not None and self._node_lives(known.node):
             known.lasted.append(time.monotonic() - known.started)
             known.blamed.update([known.image] if known.image is not None else [])
@@ -76,7 +101,34 @@ class Ledger:
             self._under_way[key].image = image_id
 
     def end(self, key: Key) -> None:
-        self._under_way.pop(key, None)
+        known = self._under_way.pop(key, None)
+        if known is not None and isinstance(key, int):
+            bisect.insort(self._durations, time.monotonic() - known.started)
+
+    def second(self) -> Second:
+        """A shard for a worker that has none: the one that is under way the longest, when that is longer than shards
+        take and no death is looked into."""
+        if self._not_begun and self._under_way:
+            return Second(later=True)
+        open_ = [(work.started, key) for key, work in self._under_way.items() if isinstance(key, int)]
+        late = [(at, key) for at, key in open_ if key not in self._seconded and self._under_way[key].begun == 1]
+        if not late:
+            return Second()
+        at, shard = min(late)
+        took = time.monotonic() - at
+        if not self._durations or took < max(LATE_S, LATE * self._durations[len(self._durations) // 2]):
+            return Second(later=True)
+        self._seconded.add(shard)
+        return Second(shard)
+
+    def done(self, shard: int) -> None:
+        """The part of a shard is written."""
+        if shard in self._seconded:
+            self._done.add(shard)
+
+    def is_done(self, shard: int) -> bool:
+        """Whether one of the two attempts at a shard that was done a second time has written its part."""
+        return shard in self._done
 
     def _verdict(self, key: Key, known: _Work) -> str:
         what = f"shard {key}" if isinstance(key, int) else "loading the model"
@@ -90,14 +142,14 @@ class Ledger:
         )
 
 
-def start_ledger(limit: int) -> Any:
+def start_ledger(limit: int, shards: Collection[int] = ()) -> Any:
     """The handle of a ledger on the driver's node, which lives as long as the handle."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Ledger)
-    return actor.remote(limit, _is_alive)
+    return actor.remote(limit, _is_alive, shards)
 
 
 def _is_alive(node: str) -> bool:
@@ -111,15 +163,19 @@ class Attempts:
     attempt is the first and nothing is watched.
 
     The watch is a timer of faulthandler: it needs neither the interpreter nor its lock, so that it ends a process which
-    hangs in native code too, and it leaves the stacks of all threads in the worker's log.
+    hangs in native code too, and it leaves the stacks of all threads in the worker's log. It is wound up again by every
+    image that is taken in, and while a store is asked again.
     """
 
-    def __init__(self, ledger: Any = None, hang_timeout_s: float | None = None) -> None:
+    def __init__(self, ledger: Any = None, hang_timeout_s: float | None = None, batch_size: int = 1) -> None:
         self._ledger = ledger
         self._key: Key = ""
-        self.hang_timeout_s = hang_timeout_s
+        self._watching = False
+        self._watch = HangLimit(hang_timeout_s, batch_size)
         self.node = ""  # Ray's id
         self.current = Attempt()
+        if ledger is not None:
+            retries.on_pause(self._alive)
 
     @contextlib.contextmanager
     def attempt(self, shard: int | None = None) -> Iterator[Attempt]:
@@ -133,26 +189,86 @@ class Attempts:
         self.node = context.get_node_id()
         self._key = context.get_actor_id() if shard is None else shard
         self.current = self._tell("begin", self.node)
-        self._rearm()
         try:
-            yield self.current
+            with self._watched():
+                yield self.current
         finally:
-            faulthandler.cancel_dump_traceback_later()
             self._ledger.end.remote(self._key)  # nothing hangs on when it arrives
             self.current = Attempt()
+
+    def seconds(self) -> Iterator[int]:
+        """Shards that are late elsewhere, for a worker that has none of its own; waits for them."""
+        while True:
+            told: Second = self._ask("second")
+            if told.shard is not None:
+                with self._watched():
+                    yield told.shard
+            elif told.later:
+                time.sleep(POLL_S)
+            else:
+                return
+
+    def is_done(self, shard: int) -> bool:
+        """Whether another worker has written the part of this shard meanwhile."""
+        return self._ledger is not None and bool(self._ask("is_done", shard))
+
+    def done(self, shard: int) -> None:
+        """This worker has."""
+        if self._ledger is not None:
+            self._ledger.done.remote(shard)
 
     def touch(self, image_id: str | None) -> None:
         """Something moves: the next image, or None after the last."""
         if self.current.one_by_one:
             self._tell("touch", image_id)
-        if self._ledger is not None:
-            self._rearm()
+        self._watch.count()
+        self._alive()
 
     def _tell(self, method: str, *arguments: Any) -> Any:
+        return self._ask(method, self._key, *arguments)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
         import ray
 
-        return ray.get(getattr(self._ledger, method).remote(self._key, *arguments))
+        return ray.get(getattr(self._ledger, method).remote(*arguments))
 
-    def _rearm(self) -> None:
-        if self.hang_timeout_s is not None:
-            faulthandler.dump_traceback_later(self.hang_timeout_s, exit=True)
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        self._watching = True
+        self._watch.begin()
+        self._alive()
+        try:
+            yield
+        finally:
+            self._watching = False
+            faulthandler.cancel_dump_traceback_later()
+
+    def _alive(self) -> None:
+        limit_s = self._watch.limit_s(one_by_one=self.current.one_by_one)
+        if self._watching and limit_s is not None:
+            faulthandler.dump_traceback_later(limit_s, exit=True)
+
+
+class HangLimit:
+    """How long a worker may be silent: ten times what a batch of its photos took so far, at least two minutes and at
+    most `most_s`, which also holds before that is known; None: for ever."""
+
+    def __init__(self, most_s: float | None, batch_size: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most_s, self._batch_size, self._clock = most_s, batch_size, clock
+        self._photos, self._spent_s, self._last = 0, 0.0, 0.0
+
+    def begin(self) -> None:
+        """Time before this was not a photo's."""
+        self._last = self._clock()
+
+    def count(self) -> None:
+        """A photo is taken in."""
+        now = self._clock()
+        self._spent_s += now - self._last
+        self._photos, self._last = self._photos + 1, now
+
+    def limit_s(self, *, one_by_one: bool) -> float | None:
+        """In seconds. `one_by_one`: a photo may yet be found to be at fault, and gets the longest."""
+        if self._most_s is None or one_by_one or self._photos < max(KNOWN, 2 * self._batch_size):
+            return self._most_s
+        return min(self._most_s, max(HANGS_S, HANGS * self._batch_size * self._spent_s / self._photos))

@@ -46,6 +46,7 @@ class Receipt:
     peak_memory_mb: float = 0.0  # largest resident size of the worker so far
     node: str = ""  # Ray's id of the node; several may share a host
     attempt: int = 1  # 2 and more: workers or nodes were lost before
+    second: bool = False  # done a second time, because its worker was late
     histograms: dict[str, list[int]] = field(default_factory=dict)  # these three: see `workers.phases`
     device_s: float = 0.0
     cpu_s: float = 0.0

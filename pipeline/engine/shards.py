@@ -48,8 +48,13 @@ CRASHED = (
     "this image, processed alone, killed its worker again and again: out of memory, a crash of native code or a hang; "
     "delete the part to try once more"
 )
+SECOND = -1  # in place of a shard: one that is late elsewhere
 T = TypeVar("T")
 U = TypeVar("U")
+
+
+class Overtaken(Exception):
+    """Another worker was faster with the same shard, whose part stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,8 @@ class ShardActor(ABC):
     def __init__(self, job: StageJob, ledger: Any = None) -> None:
         self.job = job
         self.config = job.config
-        self.attempts = Attempts(ledger, job.config.workers.hang_timeout_s)
+        workers = job.config.workers
+        self.attempts = Attempts(ledger, workers.hang_timeout_s, workers.batch_size)
         with self.attempts.attempt() as attempt:
             if attempt.given_up:
                 raise RuntimeError(attempt.given_up)
@@ -90,22 +96,39 @@ class ShardActor(ABC):
         """The table of one shard: one row per image, with a column `status`."""
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Ray Data's entry: shard numbers in, receipts out."""
-        receipts = [self._attempt(int(shard)).to_json() for shard in batch["shard"]]
-        return {"receipt": np.array(receipts, dtype=object)}
+        """Ray Data's entry: a shard number in, its receipt out; for SECOND those of late shards of other workers."""
+        (shard,) = batch["shard"].tolist()
+        try:
+            receipts = self._seconds() if shard == SECOND else [self._attempt(shard)]
+        except Overtaken:
+            receipts = []
+        return {"receipt": np.array([receipt.to_json() for receipt in receipts], dtype=object)}
 
     def _attempt(self, shard: int) -> Receipt:
         with self.attempts.attempt(shard) as attempt:
             receipt = self.run(shard)
         return replace(receipt, node=self.attempts.node, attempt=attempt.number)
 
+    def _seconds(self) -> list[Receipt]:
+        """At most one: its receipt should not wait for another. One that failed is left to the first attempt."""
+        for shard in self.attempts.seconds():
+            receipt = self.run(shard)
+            if receipt.ok:
+                return [replace(receipt, node=self.attempts.node, second=True)]
+        return []
+
     def run(self, shard: int) -> Receipt:
-        """Compute and write one part. Whatever goes wrong becomes a failed receipt: the other shards go on."""
+        """Compute and write one part. Whatever goes wrong becomes a failed receipt: the other shards go on.
+
+        Overtaken: another worker has written it meanwhile.
+        """
         phases = Phases()
         started = time.perf_counter()
         given_up = self.attempts.current.given_up
         try:
             content = {"ok": False, "error": given_up} if given_up else self._write(shard, phases)
+        except Overtaken:
+            raise
         except Exception:
             content = {"ok": False, "error": storage.redact(traceback.format_exc())}
         return Receipt(
@@ -133,7 +156,10 @@ class ShardActor(ABC):
             table = with_columns(_without_secrets(table), self.index.key_table(shard))
         with phases("write"):
             part = _encode(table, self.job.metadata | {MADE_OF: json.dumps(inputs)})
+            if self.attempts.is_done(shard):
+                raise Overtaken
             storage.write_bytes(self.job.stage.part(shard), part)
+            self.attempts.done(shard)
         return {"ok": True, "bytes": len(part), **count(table)}
 
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+_told: list[Callable[[], None]] = []  # before every pause
 
 # Codes that come with a 4xx and yet speak of the store's load, of a clash of two writers or of a lost connection.
 TRANSIENT_CODES = frozenset(
@@ -75,6 +76,8 @@ class Retry:
                         error.add_note(f"{what}: given up after {attempt} attempts")
                     raise
                 say = log.warning if pause >= SAID_FROM_S else log.debug
+                for tell in _told:
+                    tell()
                 say("%s: %s, attempt %d; again in %.1f s", what, type(error).__name__, attempt, pause)
             sleep(pause)
         raise AssertionError("unreachable")
@@ -83,6 +86,11 @@ class Retry:
         """Seconds after so many attempts, drawn anew each time: clients that failed together do not return together."""
         most = min(self.longest_pause_s, self.first_pause_s * 2.0 ** (attempt - 1))
         return random.uniform(most / 2, most)
+
+
+def on_pause(tell: Callable[[], None]) -> None:
+    """Call this before every pause of this process, from whatever thread waits: it is not hanging."""
+    _told.append(tell)
 
 
 PATIENT = Retry()

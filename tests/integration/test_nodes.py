@@ -119,10 +119,12 @@ def test_a_node_that_joins_is_used_and_one_that_vanishes_costs_its_shards_in_fli
     assert all(receipt.ok for receipt in receipts)
     assert {receipt.node for receipt in receipts} == set(marks(begun))
     assert len(marks(begun)) == 3
-    again = {receipt.shard for receipt in receipts if receipt.attempt > 1}
+    again = {receipt.shard for receipt in receipts if receipt.attempt > 1 or receipt.second}
     assert len(again) <= 1  # the one actor of the node
     assert again <= marks(begun)[vanished]
-    assert len(list(begun.glob("*-*"))) == SHARDS + len(again)
+    assert (
+        len(again) <= len(list(begun.glob("*-*"))) - SHARDS <= 2 * len(again)
+    )  # by its worker's successor, or a second
     names = [f"{number:03d}.png" for number in range(SHARDS)]
     parts = sorted((tmp_path / "run" / "instances").glob("*/part-*.parquet"))
     assert [name for part in parts for name in pq.read_table(part)["image_id"].to_pylist()] == names

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from pipeline.config import Config
-from pipeline.engine.attempts import Attempt, Attempts, Ledger, start_ledger
+from pipeline.engine.attempts import Attempt, Attempts, HangLimit, Ledger, Second, start_ledger
 from pipeline.engine.pool import run_shards
 from pipeline.engine.receipts import Receipt
 from pipeline.engine.shards import CRASHED, StageJob
@@ -24,6 +26,7 @@ from pipeline.operations.demo.scenes import write_scenes
 from pipeline.sources.index import build_index
 from pipeline.stages.instances import InstanceShards
 from pipeline.stages.table import resolve_stages
+from pipeline.store.retries import Retry
 from workers.images import LoadedImage
 from workers.phases import Phases
 from workers.records import ImageRecord
@@ -112,6 +115,18 @@ class Worker:
             ctypes.PyDLL(None).usleep(int(seconds * 1e6))  # native code that keeps the interpreter's lock
         return self.attempts.node
 
+    def retry(self, times: int) -> bool:
+        """A store that fails so often, with pauses of 0.25 to 0.5 s."""
+        answers = iter([TimeoutError] * times)
+
+        def ask() -> bool:
+            for error in answers:
+                raise error
+            return True
+
+        with self.attempts.attempt(0):
+            return Retry(first_pause_s=0.5, longest_pause_s=0.5).call(ask, "it", (TimeoutError,))
+
 
 def job(folder: Path, **workers: Any) -> StageJob:
     config = Config.model_validate(
@@ -182,3 +197,110 @@ def test_a_watch_that_is_not_needed_ends_nothing(scenes: Path) -> None:
     assert (receipt.ok, receipt.attempt, receipt.node) == (True, 1, "")
     table = actor(batch={"shard": np.array([1])})["receipt"]
     assert Receipt.from_json(table[0]).shard == 1
+
+
+class OneSlowShards(InstanceShards):
+    """The worker that takes shard 0 would need an hour for it; the others wait until it has begun."""
+
+    def process(self, shard: int, phases: Phases) -> pa.Table:
+        mark = Path(self.job.metadata["mark"])
+        if shard == 0 and not mark.exists():
+            mark.touch()
+            time.sleep(3600)
+        while not mark.exists():
+            time.sleep(0.05)
+        return super().process(shard, phases)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_shard_that_is_late_is_done_by_a_worker_that_has_none(scenes: Path, tmp_path: Path) -> None:
+    todo = job(scenes, size=2)
+    todo = replace(todo, metadata={"mark": str(tmp_path / "mark")})
+    for part in todo.stage.parts():
+        Path(part).unlink(missing_ok=True)
+    receipts = {receipt.shard: receipt for receipt in run_shards(OneSlowShards, todo, range(3), todo.config.workers)}
+    assert {shard: (receipt.ok, receipt.second) for shard, receipt in receipts.items()} == {
+        0: (True, True),
+        1: (True, False),
+        2: (True, False),
+    }
+    assert all(Path(part).exists() for part in todo.stage.parts())
+
+
+def late_ledger(monkeypatch: pytest.MonkeyPatch) -> tuple[Ledger, list[float]]:
+    """Of shards 0 to 3, with a clock that is set by hand."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return Ledger(3, lambda _: True, range(4)), now
+
+
+def test_only_shards_that_take_longer_than_others_are_done_twice_and_only_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    book, now = late_ledger(monkeypatch)
+    for shard in (0, 1, 2):
+        book.begin(shard, "n")
+    now[0] = 10
+    book.end(0)
+    assert book.second() == Second(later=True), "shard 3 is not begun"
+    book.begin(3, "n")
+    assert book.second() == Second(later=True), "10 s are usual"
+    now[0] = 16
+    assert book.second() == Second(1), "the first of those that began first"
+    assert book.second() == Second(2)
+    assert book.second() == Second(later=True), "shard 3 is not late"
+    assert not book.is_done(1)
+    book.done(1)
+    book.done(3)
+    assert (book.is_done(1), book.is_done(3)) == (True, False)
+    book.end(1)
+    book.end(3)
+    assert book.second() == Second(), "shard 2 has its second"
+
+
+def test_a_shard_that_killed_a_worker_is_not_given_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    book, now = late_ledger(monkeypatch)
+    for shard in range(4):
+        book.begin(shard, "n")
+    now[0] = 1
+    for shard in (1, 2, 3):
+        book.end(shard)
+    book.begin(0, "n")
+    now[0] = 1000
+    assert book.second() == Second()
+
+
+def test_who_has_written_first_is_not_written_over(scenes: Path) -> None:
+    actor = InstanceShards(job(scenes))
+    actor.run(0)
+    before = Path(actor.job.stage.part(0)).stat().st_mtime_ns
+    actor.attempts.is_done = lambda _: True  # type: ignore[method-assign]
+    assert len(actor(batch={"shard": np.array([0])})["receipt"]) == 0
+    assert Path(actor.job.stage.part(0)).stat().st_mtime_ns == before
+
+
+def test_how_long_a_worker_may_be_silent() -> None:
+    now = [0.0]
+    watch = HangLimit(3600, 8, clock=lambda: now[0])
+    watch.begin()
+    for _ in range(15):
+        now[0] += 3
+        watch.count()
+    assert watch.limit_s(one_by_one=False) == 3600, "not known yet"
+    now[0] += 1000  # between two shards
+    watch.begin()
+    now[0] += 3
+    watch.count()
+    assert watch.limit_s(one_by_one=False) == 10 * 8 * 3
+    assert watch.limit_s(one_by_one=True) == 3600
+    for _ in range(1000):
+        watch.count()
+    assert watch.limit_s(one_by_one=False) == 120
+    assert HangLimit(60, 8).limit_s(one_by_one=False) == 60
+    assert HangLimit(None, 1).limit_s(one_by_one=False) is None
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_worker_that_asks_a_store_again_does_not_hang() -> None:
+    worker = ray.remote(Worker).remote(start_ledger(3))
+    assert ray.get(worker.retry.remote(8)), "each pause is shorter than the limit of a second, all together are not"
