@@ -10,11 +10,13 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.store import places
-from tests.fault_proxy import FaultProxy
+# What the tests of a GPU do without is imported where it is used: they run where little is installed.
+if TYPE_CHECKING:
+    from tests.fault_proxy import FaultProxy
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 RAY_ENVIRONMENT = {
@@ -92,6 +94,8 @@ def s3_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
 @pytest.fixture
 def proxy(s3_endpoint: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """The way to the store of `s3_bucket`, for this process and those it starts; it counts, and fails where told to."""
+    from tests.fault_proxy import FaultProxy
+
     with FaultProxy(s3_endpoint) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
         forget_filesystems()
@@ -100,4 +104,6 @@ def proxy(s3_endpoint: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def forget_filesystems() -> None:
     """The next filesystem reads the AWS variables afresh."""
+    from pipeline.store import places
+
     places._filesystem.cache_clear()

@@ -146,7 +146,7 @@ def canonical_sign(vectors_BN: Tensor) -> Tensor:
 def _start(free_BN: Tensor) -> Tensor:
     """A fixed start vector, constant over the painted patches so that they stay exactly equal in every product."""
     noise_N = np.random.default_rng(0).standard_normal(free_BN.shape[-1])
-    return torch.as_tensor(noise_N, device=free_BN.device) * free_BN.double()
+    return torch.from_numpy(noise_N).to(free_BN.device, non_blocking=True) * free_BN.double()
 
 
 def _multiply(edges_BNN: Tensor, free_BN: Tensor, scale_BN: Tensor, vector_BN: Tensor) -> Tensor:
