@@ -38,8 +38,8 @@ def maskcut(device: str, size: int) -> Figures:
     """Share of all patches of all masks that agree, of photos with two discs."""
     from workers.maskcut import maskcut as cut
 
-    photos = made.photos(3, size // 8 * 8, size // 8 * 6)
-    feats, grid = made.colour_features(photos, 8), (size // 8, size // 8 * 6 // 8)
+    grid = (size // 8, size // 11)
+    feats = made.colour_features(made.photos(3, 8 * grid[0], 8 * grid[1]), 8)
     expected = cut(feats, grid, tau=0.15, max_masks=3)
     with made.as_a_gpu(device):
         found = cut(feats.to(device), grid, tau=0.15, max_masks=3)
