@@ -93,7 +93,8 @@ def free(device: str) -> None:
 
 def stage_speeds(entries: list[Found]) -> list[Found]:
     """Photos a second of the whole stage, of each backbone, precision and batch of which every step is known."""
-    known = {json.dumps({k: v for k, v in each.items() if k in KEYS}, sort_keys=True): each for each in entries}
+    usual = (each for each in entries if not each.get("pinned"))
+    known = {json.dumps({k: v for k, v in each.items() if k in KEYS}, sort_keys=True): each for each in usual}
 
     def per_photo(**wanted: Any) -> float:
         found = known.get(json.dumps(wanted, sort_keys=True), {})

@@ -1,4 +1,7 @@
-"""What `gpu.py` measures: calls on made photos, with seeded random weights, on any device and in any size."""
+"""What `gpu.py` measures: calls on made photos, with seeded random weights, on any device and in any size.
+
+What may be missing where it runs, such as scipy and pyarrow, is imported by the entry that needs it.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,7 @@ from model.backbone import load_backbone
 from model.backbone.names import patch_size
 from model.panoptic.network import PanopticCascadeRCNN
 from tests.gpu import made, steps
-from workers.crf import CUTLER, STEGO, dense_crf_of, exact_log_odds, refine_masks_of
 from workers.embeddings import embed_crops, masked_crop, to_images
-from workers.fast_crf import fast_crf_of, fast_log_odds
-from workers.maskcut import maskcut
 
 Call = Callable[[], object]
 Dtype = Literal["float32", "bfloat16"]
@@ -126,7 +126,9 @@ class Cases:
     def _steps(self, batch: int) -> Iterator[Entry]:
         """What is beside the backbone."""
         yield Entry("resize", {"batch": batch}, batch, lambda: self._resize(batch))
-        yield Entry("transfer", {"batch": batch}, batch, lambda: self._transfer(batch))
+        for pinned in (False, True) if torch.cuda.is_available() else (False,):
+            settings = {"batch": batch, "pinned": pinned}
+            yield Entry("transfer", settings, batch, functools.partial(self._transfer, batch, pinned))
         yield Entry("crops", {"batch": batch}, batch, lambda: self._crops(batch))
         for side, patch in sorted({(side, patch_size(name)) for name, side in self.scale.backbones.items()}):
             build = functools.partial(self._maskcut, batch, side, patch)
@@ -137,14 +139,14 @@ class Cases:
             yield Entry("crf of classes", kind | maps, batch, functools.partial(self._crf_classes, batch, fast))
 
     def _resize(self, batch: int) -> Call:
-        from workers.decode import resize_square  # needs pyarrow, which is not everywhere
+        from workers.decode import resize_square
 
         side, photos = self._side(), made.photos(batch, *self.scale.photo)
         return lambda: [resize_square(photo, side) for photo in photos]
 
-    def _transfer(self, batch: int) -> Call:
+    def _transfer(self, batch: int, pinned: bool) -> Call:
         photos = self._photos(batch)
-        return lambda: to_images(photos, self.device)
+        return lambda: to_images(photos, self.device, pinned=pinned)
 
     def _crops(self, batch: int) -> Call:
         photos = made.photos(batch, *self.scale.photo)
@@ -152,16 +154,24 @@ class Cases:
         return lambda: [masked_crop(photo, mask, self.scale.crop) for photo, mask in pairs]
 
     def _maskcut(self, batch: int, side: int, patch: int) -> Call:
+        from workers.maskcut import maskcut
+
         feats = made.colour_features(made.photos(batch, side, side), patch).to(self.device)
         grid = (side // patch, side // patch)
         return lambda: maskcut(feats, grid, tau=0.15, max_masks=3)
 
     def _crf_masks(self, batch: int, fast: bool) -> Call:
+        from workers.crf import CUTLER, exact_log_odds, refine_masks_of
+        from workers.fast_crf import fast_log_odds
+
         photos, log_odds = [*self._photos(batch)], fast_log_odds if fast else exact_log_odds
         masks = [made.discs(number, *photos[0].shape[:2], patch=8) for number in range(batch)]
         return lambda: refine_masks_of(photos, masks, CUTLER, device=self.device, log_odds=log_odds)
 
     def _crf_classes(self, batch: int, fast: bool) -> Call:
+        from workers.crf import STEGO, dense_crf_of
+        from workers.fast_crf import fast_crf_of
+
         photos, refine = self._photos(batch), fast_crf_of if fast else dense_crf_of
         probs = [*made.class_probs(photos, 27, 8).to(self.device)]
         return lambda: refine([*photos], probs, STEGO)
@@ -192,7 +202,7 @@ class Cases:
         return call
 
     def _kmeans(self) -> Call:
-        from workers.kmeans import faiss_search  # and this faiss
+        from workers.kmeans import faiss_search
 
         rng = np.random.default_rng(0)
         rows, centroids = (rng.standard_normal((count, 384), np.float32) for count in (self.scale.rows, 300))

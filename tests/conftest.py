@@ -18,7 +18,8 @@ import pytest
 if TYPE_CHECKING:
     from tests.fault_proxy import FaultProxy
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parents[1] / "shared"
 RAY_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -30,6 +31,14 @@ RAY_ENVIRONMENT = {
 
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`pytest -m gpu` does not even look at other tests: where it runs, what they import is not installed."""
+    if config.option.markexpr != "gpu":
+        return None
+    ours = HERE / "gpu"
+    return None if ours in (collection_path, *collection_path.parents) or collection_path in ours.parents else True
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -40,6 +40,12 @@ def embed_crops(backbone: Backbone, crops: Sequence[np.ndarray], *, batch_size: 
     return np.concatenate([F.normalize(backbone.cls(to_images(batch, device)), dim=-1).cpu() for batch in batches])
 
 
-def to_images(batch_bhw3: np.ndarray, device: str) -> torch.Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1] on the device."""
-    return torch.from_numpy(batch_bhw3).to(device).permute(0, 3, 1, 2).float() / 255
+def to_images(batch_bhw3: np.ndarray, device: str, *, pinned: bool = False) -> torch.Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1] on the device.
+
+    `pinned`: by memory that a CUDA device reads by itself, so that the host need not wait for it. RuntimeError where
+    there is no such device.
+    """
+    pixels = torch.from_numpy(batch_bhw3)
+    there = pixels.pin_memory().to(device, non_blocking=True) if pinned else pixels.to(device)
+    return there.permute(0, 3, 1, 2).float() / 255

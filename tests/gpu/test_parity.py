@@ -10,18 +10,18 @@ import torch
 
 from tests.gpu import made
 from tests.gpu.parity import PARITIES
-from workers.batch_cuts import batch_cuts
-from workers.ncut import affinity_edges
 
 SIDES = {"cpu": 64, "cuda": 240}
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
-    ),
-]
-NEEDED = {"backbone": ["timm"], "panoptic": ["torchvision"], "k-means": ["faiss", "pyarrow"], "crf": ["scipy"]}
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+MARKS = [pytest.mark.gpu, NO_CUDA]
+DEVICES = ["cpu", pytest.param("cuda", marks=MARKS)]
+NEEDED = {
+    "backbone": ["timm"],
+    "crf": ["scipy"],
+    "k-means": ["faiss", "pyarrow", "scipy"],
+    "maskcut": ["scipy"],
+    "panoptic": ["torchvision"],
+}
 # At most, for differences; at least, for the rest.
 WITHIN = {
     "backbone float32": {"difference": 1e-3, "least_cosine": 0.9999},
@@ -39,9 +39,26 @@ WITHIN = {
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@NO_CUDA
+def test_marginals_stay_where_the_probabilities_are() -> None:
+    pytest.importorskip("scipy", reason="scipy is not installed")
+    from workers.crf import CUTLER, dense_crf
+
+    photos = made.photos(1, 40, 40)
+    probs = made.class_probs(photos, 3, 8)[0]
+    q = dense_crf(photos[0], probs.cuda(), CUTLER)
+    assert q.is_cuda
+    torch.testing.assert_close(q.cpu(), dense_crf(photos[0], probs, CUTLER), atol=1e-4, rtol=0)
+
+
+@pytest.mark.gpu
+@NO_CUDA
 def test_cuts_of_a_batch_ask_the_device_nothing() -> None:
     """torch raises where the host would wait."""
+    pytest.importorskip("scipy", reason="scipy is not installed")
+    from workers.batch_cuts import batch_cuts
+    from workers.ncut import affinity_edges
+
     edges = affinity_edges(made.colour_features(made.photos(3, 160, 120), 8).cuda(), 0.15)
     batch_cuts(edges, (20, 15), 3, 32)
     torch.cuda.synchronize()

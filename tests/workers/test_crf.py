@@ -203,17 +203,6 @@ def test_tiny_deviations_on_a_large_image_do_not_overflow() -> None:
     np.testing.assert_array_equal(refined[0], fill_holes(mask[0]))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_agrees_with_cpu() -> None:
-    image, probs = two_colours(40), random_probs(3, 40, 40)
-    q = dense_crf(image, torch.from_numpy(probs).cuda(), CUTLER)
-    assert q.is_cuda
-    torch.testing.assert_close(q.cpu(), dense_crf(image, probs, CUTLER), atol=1e-4, rtol=0)
-    masks = np.random.default_rng(0).random((3, 40, 40)) < 0.5
-    on_gpu, on_cpu = (refine_masks(image, masks, CUTLER, device=device)[0] for device in ("cuda", "cpu"))
-    assert (on_gpu == on_cpu).mean() > 0.999
-
-
 @pytest.mark.parametrize(
     ("image", "probs", "message"),
     [
