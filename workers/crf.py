@@ -100,8 +100,10 @@ def in_batches(
     params: CrfParams,
     marginals: Callable[[Photos, Tensor, CrfParams], Tensor],
 ) -> list[Tensor]:
-    """The (C, h, w) marginals of each photo by a function of photos and (P, C) float32 probabilities, which it may
-    overwrite. ValueError as of `dense_crf`, and for unlike numbers of classes."""
+    """The (C, h, w) marginals of each photo, by a function of photos and (P, C) float32 probabilities.
+
+    ValueError as of `dense_crf`, and for unlike numbers of classes.
+    """
     pairs = [_check_shapes(image, probs) for image, probs in zip(images, probs_of_each, strict=True)]
     if len({len(probs) for _, probs in pairs}) > 1:
         raise ValueError(f"all photos need the same classes, not {sorted({len(probs) for _, probs in pairs})} of them")

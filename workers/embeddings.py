@@ -37,7 +37,9 @@ def embed_crops(backbone: Backbone, crops: Sequence[np.ndarray], *, batch_size: 
     batches = [np.stack(crops[start : start + batch_size]) for start in range(0, len(crops), batch_size)]
     if not batches:
         return np.zeros((0, backbone.dim), np.float32)
-    return np.concatenate([F.normalize(backbone.cls(to_images(batch, device)), dim=-1).cpu() for batch in batches])
+    vectors = [F.normalize(backbone.cls(to_images(batch, device)), dim=-1) for batch in batches]
+    found: np.ndarray = torch.cat(vectors).cpu().numpy()
+    return found
 
 
 def to_images(batch_bhw3: np.ndarray, device: str, *, pinned: bool = False) -> torch.Tensor:

@@ -115,7 +115,7 @@ def panoptic_inference(device: str, size: int) -> Figures:
         [prediction.panoptic() for prediction in tiny_model().to(where).predict([image.to(where) for image in images])]
         for where in (device, "cpu")
     )
-    same = [np.mean(np.asarray(a.ids) == np.asarray(b.ids)) for a, b in zip(there, alone, strict=True)]
+    same = [float((mine.ids.cpu() == other.ids).float().mean()) for mine, other in zip(there, alone, strict=True)]
     return {"same": float(np.mean(same)), "segments": float(sum(len(each.segments) for each in alone))}
 
 
