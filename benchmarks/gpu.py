@@ -142,16 +142,16 @@ def main() -> None:
             options.output.write_text(json.dumps(report, indent=2) + "\n")
         free(options.device)
 
+    for name, figures in PARITIES.items() if not options.only or "parity" in options.only else ():
+        with made.full_float32():
+            report["parity"][name] = attempt(lambda f=figures: f(options.device, scale.parity), left(PARITY_LIMIT))
+        keep()
     with made.as_a_gpu(options.device):
         for entry in Cases(options.device, scale, options.tiny).all():
             if not options.only or entry.what in options.only:
                 found = attempt(lambda e=entry: measured(e, options.device, scale.seconds), left(entry.limit))
                 report["entries"].append({"what": entry.what, **entry.settings, **found})
                 keep()
-    for name, figures in PARITIES.items() if not options.only or "parity" in options.only else ():
-        with made.full_float32():
-            report["parity"][name] = attempt(lambda f=figures: f(options.device, scale.parity), left(PARITY_LIMIT))
-        keep()
     publish(report, options.output)
 
 

@@ -27,6 +27,9 @@ MASKS = 2  # a photo
 CLASSES = (300, 27)  # things and stuff
 
 
+made_photos = functools.lru_cache(maxsize=12)(made.photos)
+
+
 @dataclass(frozen=True)
 class Scale:
     """How large everything is."""
@@ -117,7 +120,7 @@ class Cases:
         photos = self.scale.crops // MASKS
 
         def build() -> Call:
-            crops = [*made.photos(self.scale.crops, self.scale.crop, self.scale.crop)]
+            crops = [*made_photos(self.scale.crops, self.scale.crop, self.scale.crop)]
             backbone = self._backbone(name, dtype)
             return lambda: embed_crops(backbone, crops, batch_size=self.scale.crops, device=self.device)
 
@@ -141,7 +144,7 @@ class Cases:
     def _resize(self, batch: int) -> Call:
         from workers.decode import resize_square
 
-        side, photos = self._side(), made.photos(batch, *self.scale.photo)
+        side, photos = self._side(), made_photos(batch, *self.scale.photo)
         return lambda: [resize_square(photo, side) for photo in photos]
 
     def _transfer(self, batch: int, pinned: bool) -> Call:
@@ -149,14 +152,14 @@ class Cases:
         return lambda: to_images(photos, self.device, pinned=pinned)
 
     def _crops(self, batch: int) -> Call:
-        photos = made.photos(batch, *self.scale.photo)
+        photos = made_photos(batch, *self.scale.photo)
         pairs = [(photo, mask) for i, photo in enumerate(photos) for mask in made.discs(i, *self.scale.photo)]
         return lambda: [masked_crop(photo, mask, self.scale.crop) for photo, mask in pairs]
 
     def _maskcut(self, batch: int, side: int, patch: int) -> Call:
         from workers.maskcut import maskcut
 
-        feats = made.colour_features(made.photos(batch, side, side), patch).to(self.device)
+        feats = made.colour_features(made_photos(batch, side, side), patch).to(self.device)
         grid = (side // patch, side // patch)
         return lambda: maskcut(feats, grid, tau=0.15, max_masks=3)
 
@@ -173,7 +176,7 @@ class Cases:
         from workers.fast_crf import fast_crf_of
 
         photos, refine = self._photos(batch), fast_crf_of if fast else dense_crf_of
-        probs = [*made.class_probs(photos, 27, 8).to(self.device)]
+        probs = [*made.class_probs(photos, 27, 8, self.device)]
         return lambda: refine([*photos], probs, STEGO)
 
     def _models(self) -> Iterator[Entry]:
@@ -192,7 +195,7 @@ class Cases:
     def _inference(self, batch: int, dtype: Dtype) -> Call:
         torch.manual_seed(0)
         model = PanopticCascadeRCNN(*CLASSES, **self.scale.network).eval().to(self.device)
-        photos = torch.from_numpy(made.photos(batch, *self.scale.scene)).permute(0, 3, 1, 2)
+        photos = torch.from_numpy(made_photos(batch, *self.scale.scene)).permute(0, 3, 1, 2)
         images = [*photos.to(self.device)]
 
         def call() -> object:
@@ -213,4 +216,4 @@ class Cases:
         return max(self.scale.backbones.values())
 
     def _photos(self, batch: int) -> Any:
-        return made.photos(batch, self._side(), self._side())
+        return made_photos(batch, self._side(), self._side())

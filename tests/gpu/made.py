@@ -62,11 +62,11 @@ def colour_features(photos_BHW3: NDArray[np.uint8], patch: int) -> Tensor:
     return torch.cat([means - means.mean((2, 3), keepdim=True), rough / 4], 1).flatten(2).mT.contiguous()
 
 
-def class_probs(photos_BHW3: NDArray[np.uint8], classes: int, patch: int) -> Tensor:
+def class_probs(photos_BHW3: NDArray[np.uint8], classes: int, patch: int, device: str = "cpu") -> Tensor:
     """(B, C, H, W) float32 probabilities of classes that are colours, of patches, made smooth."""
-    pixels = torch.from_numpy(photos_BHW3).permute(0, 3, 1, 2).float()
+    pixels = torch.from_numpy(photos_BHW3).to(device).permute(0, 3, 1, 2).float()
     colours = F.avg_pool2d(pixels, patch)
-    centres = torch.rand(classes, 3, generator=torch.Generator().manual_seed(0)) * 160 + 48
+    centres = torch.rand(classes, 3, generator=torch.Generator().manual_seed(0)).to(device) * 160 + 48
     logits = -(colours[:, None] - centres[None, :, :, None, None]).pow(2).sum(2) / 2500
     return F.interpolate(logits, size=pixels.shape[2:], mode="bilinear", align_corners=False).softmax(1)
 
