@@ -150,6 +150,7 @@ def test_what_the_exact_crf_refuses_is_refused() -> None:
         fast_crf(noise_image(4, 4), random_probs(3, 4, 4), replace(STEGO, bilateral_compat=70.0))
 
 
+@pytest.mark.usefixtures("either_way")
 def test_labels_of_photos_are_the_published_ones_but_for_a_few_in_a_thousand(shared_dir: Path) -> None:
     with np.load(shared_dir / "parity" / "densecrf.npz") as arrays:
         reference = dict(arrays)
