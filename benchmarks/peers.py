@@ -35,6 +35,7 @@ from pipeline.config import Config, parse_config
 from pipeline.stages.instances import InstanceShards
 from workers.decode import DecodeError, DecodeLimits, decode_image
 from workers.images import LoadedImage
+from workers.overlap import InTurn
 from workers.phases import Phases
 
 BATCH = 8  # photos that a peer hands to its worker
@@ -58,7 +59,7 @@ class Peer(InstanceShards):
         import torch
 
         torch.set_num_threads(threads)
-        self.config = config
+        self.config, self.flow = config, InTurn()
         self.worker = self.make_worker()
 
     def table(self, images: list[LoadedImage]) -> pa.Table:

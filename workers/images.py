@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from workers.overlap import Flow, InTurn, Job
+from workers.phases import Phases
 from workers.records import Status
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +43,39 @@ def with_rows_left_out(sampled: pa.Table, image_ids: Sequence[str], rows: Sequen
 def table_of_images(
     images: Iterable[LoadedImage],
     batch_size: int,
-    rows: Callable[[list[LoadedImage]], Iterable[dict[str, Any]]],
+    rows: Callable[[list[LoadedImage]], Iterable[Row]],
+    phases: Phases,
     schema: pa.Schema,
 ) -> pa.Table:
     """The images of a shard, in order -> one row each, `batch_size` images at a time.
 
     What one batch holds is freed before the next. RuntimeError, naming the images, for what is not their fault.
     """
-    remaining, done = iter(images), []
-    while batch := list(itertools.islice(remaining, batch_size)):
+
+    def job(batch: list[LoadedImage]) -> Job[list[Row]]:
+        yield from ()
+        return list(rows(batch))
+
+    return table_of_jobs(images, batch_size, job, phases, schema)
+
+
+def table_of_jobs(
+    images: Iterable[LoadedImage],
+    batch_size: int,
+    job: Callable[[list[LoadedImage]], Job[list[Row]]],
+    phases: Phases,
+    schema: pa.Schema,
+    flow: Flow | None = None,
+) -> pa.Table:
+    """As `table_of_images`, of batches with a share for the CPU: what `flow` has under way is held at a time."""
+
+    def named(batch: list[LoadedImage]) -> Job[pa.RecordBatch]:
         try:
-            done.append(pa.RecordBatch.from_pylist(list(rows(batch)), schema=schema))
+            return pa.RecordBatch.from_pylist((yield from job(batch)), schema=schema)
         except Exception as error:
             names = ", ".join(image.image_id for image in batch)
             raise RuntimeError(f"{type(error).__name__} on {names}: {error}") from error
-    return pa.Table.from_batches(done, schema=schema)
+
+    remaining = iter(images)
+    batches = iter(lambda: list(itertools.islice(remaining, batch_size)), [])
+    return pa.Table.from_batches((flow or InTurn()).run(map(named, batches), phases), schema=schema)

@@ -12,7 +12,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,14 +23,15 @@ from scipy import ndimage
 from torch import Tensor
 
 from model.panoptic.network import DIVISOR, PanopticCascadeRCNN, Prediction, test_size
-from workers.images import LoadedImage, table_of_images
+from workers.images import LoadedImage, Row, table_of_jobs
 from workers.masks import encode_panoptic_png
 from workers.merge import VOID_LABEL, MergedLabels, Segment
+from workers.overlap import Flow, Job
 from workers.phases import Phases
 from workers.records import PREDICTIONS_SCHEMA, Status
 
 SHORT, MAX_SIDE = 800, 1333  # pixels of the sides at which U2Seg tests
-HELD_PIXELS = 20_000_000  # of the images of one batch: up to 100 masks of a byte a pixel exist for each
+HELD_PIXELS = 8_000_000  # of the images of one batch: up to 100 masks of a byte a pixel exist for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ class PredictWorker:
         short: int = SHORT,
         max_side: int = MAX_SIDE,
         amp: bool = False,
+        flow: Flow | None = None,
     ) -> None:
         if min(batch_size, short, max_side) < 1:
             raise ValueError(f"batch_size {batch_size}, short {short} and max_side {max_side} must be positive")
@@ -71,6 +72,7 @@ class PredictWorker:
         self._batch_size = batch_size
         self._short, self._max_side = short, max_side
         self._amp = amp
+        self._flow = flow
 
     def predict(self, images: Iterable[LoadedImage], phases: Phases) -> Iterator[Predicted]:
         """What the model sees in each image, in their order; a batch of images is held at a time."""
@@ -83,12 +85,14 @@ class PredictWorker:
         `uris` has the `uri` of each image_id. RuntimeError, naming the images, for what is not their fault.
         """
 
-        def rows(batch: list[LoadedImage]) -> Iterator[dict[str, Any]]:
-            for predicted in self.predict(batch, phases):
-                with phases("encode"):
-                    yield _row(predicted, uris[predicted.image.image_id])
+        def job(batch: list[LoadedImage]) -> Job[list[Row]]:
+            rows: list[Row] = []
+            for part in self._batches(batch):
+                found = self._predict_batch(part, phases)
+                rows += yield [phases.named("encode", _row, each, uris[each.image.image_id]) for each in found]
+            return rows
 
-        return table_of_images(images, self._batch_size, rows, PREDICTIONS_SCHEMA)
+        return table_of_jobs(images, self._batch_size, job, phases, PREDICTIONS_SCHEMA, self._flow)
 
     def _batches(self, images: Iterable[LoadedImage]) -> Iterator[list[LoadedImage]]:
         """At most `batch_size` images and, but for a single one, HELD_PIXELS of them together."""
@@ -185,9 +189,9 @@ def _padded(pixels: NDArray[np.uint8]) -> tuple[int, int]:
     return height, width
 
 
-def _row(predicted: Predicted, uri: str) -> dict[str, Any]:
+def _row(predicted: Predicted, uri: str) -> Row:
     image, prediction = predicted.image, predicted.prediction
-    row: dict[str, Any] = {"image_id": image.image_id, "uri": uri, "error": image.error, "hidden_instances": 0}
+    row: Row = {"image_id": image.image_id, "uri": uri, "error": image.error, "hidden_instances": 0}
     if prediction is None or image.pixels is None:
         lists = ("segments", "rle", "bbox", "area", "score", "category")
         return row | {"status": str(image.status)} | {name: [] for name in lists}

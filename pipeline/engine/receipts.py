@@ -46,7 +46,9 @@ class Receipt:
     peak_memory_mb: float = 0.0  # largest resident size of the worker so far
     node: str = ""  # Ray's id of the node; several may share a host
     attempt: int = 1  # 2 and more: workers or nodes were lost before
-    histograms: dict[str, list[int]] = field(default_factory=dict)  # see `workers.phases`
+    histograms: dict[str, list[int]] = field(default_factory=dict)  # these three: see `workers.phases`
+    device_s: float = 0.0
+    cpu_s: float = 0.0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)

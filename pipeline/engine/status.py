@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from pipeline.config.workers import WorkersConfig
 from pipeline.engine.done import Look
 from pipeline.engine.fit_progress import read_progress
+from pipeline.engine.pace import Pace, pace_of
 from pipeline.engine.receipts import READERS, Receipt, add_up, read_receipts
 from pipeline.engine.stage import Stage
 from pipeline.errors import ConfigError
@@ -35,6 +37,7 @@ class StageStatus:
     images: int | None = None  # that the stage looks at; None for fits
     fit_seconds: float | None = None  # of a fit: its last attempt, else the last one with other settings
     progress: dict[str, float] | None = None  # of an unfinished fit that trains: step, steps and losses
+    pace: Pace | None = None  # what sets it, where the receipts tell
 
 
 def receipts_of_parts(run_uri: str, stage: Stage, listed: Sequence[str] | None = None) -> list[Receipt]:
@@ -72,7 +75,11 @@ def _receipt_of_part(stage: Stage, shard: int, size: int, earlier: Receipt | Non
 
 
 def stage_status(
-    run_uri: str, stage: Stage, sizes: Mapping[int, int], listed: Sequence[str] | None = None
+    run_uri: str,
+    stage: Stage,
+    sizes: Mapping[int, int],
+    workers: WorkersConfig,
+    listed: Sequence[str] | None = None,
 ) -> StageStatus:
     """One stage of the run folder, from the `sizes` of what is done (see `Look`) and its receipts; `listed` as of
     `read_receipts`.
@@ -105,4 +112,5 @@ def stage_status(
         images=stage.images,
         fit_seconds=wall if stage.kind == "fit" and measured else None,
         progress=read_progress(stage.folder) if stage.kind == "fit" and not done else None,
+        pace=pace_of(measured, workers),
     )

@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from pipeline.config import Config
 from pipeline.engine.log import stdout_console
+from pipeline.engine.pace import Pace
 from pipeline.engine.receipts import list_receipts
 from pipeline.engine.status import StageStatus, stage_status
 from pipeline.errors import ConfigError
@@ -65,7 +66,10 @@ def status_of(run: Run) -> RunStatus:
     with ThreadPoolExecutor(AT_A_TIME) as pool:  # a bucket is asked for all stages at once
         look = run.look
         stages = list(
-            pool.map(lambda stage: stage_status(run.uri, stage, look.sizes(stage), listed), run.stages.values())
+            pool.map(
+                lambda stage: stage_status(run.uri, stage, look.sizes(stage), config.workers, listed),
+                run.stages.values(),
+            )
         )
     left = [run.definitions[stage.stage] for stage in stages if stage.done < stage.shards]
     found = faults(left, config, run.index)
@@ -143,7 +147,7 @@ def print_plan(status: RunStatus) -> None:
         return
     _print_left_out(status)
     elastic = f" (up to {status.most_workers})" if status.most_workers > status.workers else ""
-    table = Table("stage", "to do", "images", "time", "size", title=f"{status.workers} workers{elastic}")
+    table = Table("stage", "to do", "images", "time", "size", "pace set by", title=f"{status.workers} workers{elastic}")
     for stage, step in zip(status.stages, steps, strict=True):
         fit = stage.kind == "fit"
         table.add_row(
@@ -152,6 +156,7 @@ def print_plan(status: RunStatus) -> None:
             "" if fit else str(step.images),
             "not measured" if step.seconds is None else f"{step.seconds:.0f} s",
             "" if fit else "not measured" if step.bytes is None else f"{step.bytes / 2**20:.1f} MiB",
+            "" if step.pace is None else step.pace.text,
         )
     console.print(table)
     if status.listing:
@@ -175,6 +180,7 @@ class PlanStep:
     images: int
     seconds: float | None
     bytes: float | None
+    pace: Pace | None = None
 
 
 def _step(stage: StageStatus, status: RunStatus) -> PlanStep:
@@ -184,4 +190,4 @@ def _step(stage: StageStatus, status: RunStatus) -> PlanStep:
     images = round((stage.images or 0) * pending / max(stage.shards, 1))
     rate, size = stage.images_per_worker_second, stage.bytes_per_image
     seconds = 0.0 if not pending else images / (rate * status.workers) if rate else None
-    return PlanStep(stage.stage, pending, stage.shards, images, seconds, images * size if size else None)
+    return PlanStep(stage.stage, pending, stage.shards, images, seconds, images * size if size else None, stage.pace)

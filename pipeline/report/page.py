@@ -66,7 +66,10 @@ class Page:
 
 def describe(run: Run, *, max_photos: int, max_clusters: int) -> Page:
     """Everything the page shows. Reads parts, receipts and the artifact, and fetches the photos it shows."""
-    statuses = [stage_status(run.uri, stage, run.look.sizes(stage, strict=False)) for stage in run.stages.values()]
+    statuses = [
+        stage_status(run.uri, stage, run.look.sizes(stage, strict=False), run.config.workers)
+        for stage in run.stages.values()
+    ]
     counts = rows.count_rows(run.stages["instances"], run.done["instances"], statuses[0])
     places = rows.sample_images(run.index, run.done["instances"], max_photos)
     fit = ClusterFit.read(run) if run.fitted else None

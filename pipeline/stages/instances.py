@@ -37,11 +37,14 @@ MEND = {  # of photos that cannot be read, by what became of them
 class InstanceShards(PhotoShards):
     """Holds the backbone; fetches, finds masks and embeds them."""
 
+    side_by_side = True
+
     def make_worker(self) -> Any:
         from workers.instances import InstanceWorker
 
         nested = self.config.instances.method == "merge_tree"
-        return InstanceWorker(self._trees() if nested else self._cuts(), batch_size=self.config.workers.batch_size)
+        generator = self._trees() if nested else self._cuts()
+        return InstanceWorker(generator, batch_size=self.config.workers.batch_size, flow=self.flow)
 
     def _cuts(self) -> MaskGenerator:
         from workers.crf import CrfParams

@@ -71,6 +71,7 @@ class PatchMapShards(PhotoShards):
             crf=crf_of(semantics.crf),
             device=workers.device,
             batch_size=workers.batch_size,
+            flow=self.flow,
         )
 
 

@@ -30,7 +30,12 @@ class PredictionShards(PhotoShards):
         (trained,) = self.job.stage.reads
         model = load_weights(trained.folder).model
         return PredictWorker(
-            model, device=workers.device, batch_size=workers.batch_size, short=test.short, max_side=test.max_side
+            model,
+            device=workers.device,
+            batch_size=workers.batch_size,
+            short=test.short,
+            max_side=test.max_side,
+            flow=self.flow,
         )
 
     def compute(self, images: Iterable[LoadedImage], records: Sequence[ImageRecord], phases: Phases) -> pa.Table:

@@ -70,6 +70,7 @@ class StegoShards(PhotoShards):
             params,
             device=workers.device,
             batch_size=workers.batch_size,
+            flow=self.flow,
         )
 
 

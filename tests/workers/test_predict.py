@@ -17,6 +17,7 @@ from model.panoptic.network import PanopticCascadeRCNN, Prediction
 from tests.tiny_panoptic import STUFF, THINGS, scene, tiny_model
 from workers.images import LoadedImage
 from workers.masks import decode_panoptic_png, decode_rle
+from workers.overlap import Flow, Overlapped
 from workers.phases import Phases
 from workers.predict import (
     HELD_PIXELS,
@@ -39,8 +40,8 @@ def model() -> PanopticCascadeRCNN:
     return tiny_model()
 
 
-def worker_of(model: PanopticCascadeRCNN, batch_size: int = 1) -> PredictWorker:
-    return PredictWorker(model, device="cpu", batch_size=batch_size, short=96, max_side=200)
+def worker_of(model: PanopticCascadeRCNN, batch_size: int = 1, flow: Flow | None = None) -> PredictWorker:
+    return PredictWorker(model, device="cpu", batch_size=batch_size, short=96, max_side=200, flow=flow)
 
 
 def table_of(worker: PredictWorker, images: list[LoadedImage]) -> pa.Table:
@@ -101,9 +102,12 @@ def test_all_detections_are_there_and_not_only_the_combined_ones(table: pa.Table
     assert row["hidden_instances"] == sure - sum(segment["is_thing"] for segment in row["segments"])
 
 
-def test_the_batch_changes_no_row(model: PanopticCascadeRCNN, table: pa.Table, images: list[LoadedImage]) -> None:
+@pytest.mark.parametrize(("batch_size", "flow"), [(5, None), (2, Overlapped(2))], ids=["a batch", "overlapped"])
+def test_the_batch_changes_no_row(
+    model: PanopticCascadeRCNN, table: pa.Table, images: list[LoadedImage], batch_size: int, flow: Flow | None
+) -> None:
     """Images of one padded size share a forward pass, here the first and the last; the order stays."""
-    together = table_of(worker_of(model, batch_size=5), images)
+    together = table_of(worker_of(model, batch_size, flow), images)
     assert together.select(["image_id", "status", "error"]).equals(table.select(["image_id", "status", "error"]))
     for one, other in zip(together.to_pylist(), table.to_pylist(), strict=True):
         if one["panoptic"] is not None:

@@ -13,17 +13,20 @@ from torch import Tensor
 
 from model.backbone import Backbone
 from workers.crf import CrfParams, exact_log_odds, refine_masks
-from workers.decode import resize_keep_aspect, resize_square
+from workers.decode import Pixels, resize_keep_aspect, resize_square
 from workers.embeddings import embed_crops, masked_crop
 from workers.fast_crf import fast_log_odds
 from workers.images import LoadedImage
 from workers.instances.found import Found, encode_masks
 from workers.instances.objectness import objectness
-from workers.instances.passes import forward_passes
+from workers.instances.passes import forward_passes, resize_all
 from workers.maskcut import maskcut
 from workers.masks import resize_mask
 from workers.ncut import COSINE_BINS, sample_cosines
+from workers.overlap import Job
 from workers.phases import Phases
+
+Masks = tuple[list[np.ndarray], list[float]]  # final ones at the original size, and their scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,37 +56,37 @@ class MaskCuts:
         self._device = device
         self._crop_batch = crop_batch
 
-    def find(self, images: Sequence[LoadedImage], phases: Phases) -> list[Found]:
-        masks = list(self._masks(images, phases))
+    def find(self, images: Sequence[LoadedImage], phases: Phases) -> Job[list[Found]]:
+        resized = yield from resize_all(images, self._resize, phases)
+        cuts = list(self._cuts(images, resized, phases))
+        refined: list[Masks] = yield [phases.named("crf", self._refine, *cut) for cut in cuts]
+        crops = yield [phases.named("embedding", self._crops, *pair) for pair in zip(images, refined, strict=True)]
         with phases("embedding"):
-            embeddings = self._embeddings(images, [kept for kept, _ in masks])
-        return [
-            Found(*encode_masks(kept), scores, list(vectors))
-            for (kept, scores), vectors in zip(masks, embeddings, strict=True)
-        ]
+            embeddings = self._embeddings(crops)
+        masks = zip(refined, embeddings, strict=True)
+        return (yield [phases.named("encode", _found, *kept, vectors) for kept, vectors in masks])
 
-    def _masks(self, images: Sequence[LoadedImage], phases: Phases) -> Iterator[tuple[list[np.ndarray], list[float]]]:
-        """Final masks at the original size, and their scores, of each image."""
+    def _cuts(
+        self, images: Sequence[LoadedImage], resized: Sequence[Pixels], phases: Phases
+    ) -> Iterator[tuple[LoadedImage, Pixels, np.ndarray, Tensor]]:
+        """Each image with its resized pixels, its coarse masks (n, h, w), and its patch features."""
         params = self._params
-        passes = forward_passes(self._backbone, images, self._resize, (params.features,), self._device, phases)
-        for same, resized, grid, outputs in passes:
+        passes = forward_passes(self._backbone, images, resized, (params.features,), self._device, phases)
+        for same, pixels, grid, outputs in passes:
             features = outputs[params.features]
             _count_graphs(features, params.tau, phases)
             with phases("maskcut"):
                 cuts = maskcut(features, grid, tau=params.tau, max_masks=params.max_masks)
-            for image, pixels, cut, patches_ND in zip(same, resized, cuts, features, strict=True):
-                with phases("crf"):
-                    yield self._refine(image, pixels, cut.masks[cut.masks.any((1, 2))], patches_ND)
+            masks = [cut.masks[cut.masks.any((1, 2))] for cut in cuts]
+            yield from zip(same, pixels, masks, features, strict=True)
 
-    def _resize(self, pixels: np.ndarray) -> np.ndarray:
+    def _resize(self, pixels: Pixels) -> Pixels:
         patch, size = self._backbone.patch_size, self._params.image_size
         if self._params.resize == "square":
             return resize_square(pixels, max(1, round(size / patch)) * patch)
         return resize_keep_aspect(pixels, size, patch)
 
-    def _refine(
-        self, image: LoadedImage, resized_hw3: np.ndarray, coarse_nhw: np.ndarray, patches_ND: Tensor
-    ) -> tuple[list[np.ndarray], list[float]]:
+    def _refine(self, image: LoadedImage, resized_hw3: Pixels, coarse_nhw: np.ndarray, patches_ND: Tensor) -> Masks:
         """Coarse patch masks (n, h, w) -> masks at the original size and their scores; those the CRF rejects fall."""
         assert image.pixels is not None
         patch = self._backbone.patch_size
@@ -101,17 +104,20 @@ class MaskCuts:
         kept = [(mask, score) for mask, score in kept if mask.any()]
         return [mask for mask, _ in kept], [score for _, score in kept]
 
-    def _embeddings(self, images: Sequence[LoadedImage], masks: list[list[np.ndarray]]) -> list[np.ndarray]:
+    def _crops(self, image: LoadedImage, found: Masks) -> list[Pixels]:
+        assert image.pixels is not None
+        return [masked_crop(image.pixels, mask, self._params.crop_size) for mask in found[0]]
+
+    def _embeddings(self, crops: Sequence[list[Pixels]]) -> list[np.ndarray]:
         """(n, D) float16 embeddings of each image; the crops of all images share their forward passes."""
-        crops = [
-            masked_crop(image.pixels, mask, self._params.crop_size)
-            for image, found in zip(images, masks, strict=True)
-            for mask in found
-            if image.pixels is not None
-        ]
-        vectors = embed_crops(self._backbone, crops, batch_size=self._crop_batch, device=self._device)
-        ends = np.cumsum([len(found) for found in masks])
-        return np.split(vectors.astype(np.float16), ends[:-1]) if masks else []
+        every = [crop for found in crops for crop in found]
+        vectors = embed_crops(self._backbone, every, batch_size=self._crop_batch, device=self._device)
+        ends = np.cumsum([len(found) for found in crops])
+        return np.split(vectors.astype(np.float16), ends[:-1]) if crops else []
+
+
+def _found(masks: list[np.ndarray], scores: list[float], vectors: np.ndarray) -> Found:
+    return Found(*encode_masks(masks), scores, list(vectors))
 
 
 def _count_graphs(features_BND: Tensor, tau: float, phases: Phases) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from workers.images import LoadedImage
 from workers.masks import Box, encode_rle, mask_box
+from workers.overlap import Job
 from workers.phases import Phases
 
 
@@ -39,8 +40,8 @@ class MaskGenerator(Protocol):
     nested: bool
     dim: int  # of an embedding
 
-    def find(self, images: Sequence[LoadedImage], phases: Phases) -> list[Found]:
-        """One entry a photo, in order."""
+    def find(self, images: Sequence[LoadedImage], phases: Phases) -> Job[list[Found]]:
+        """A job that returns one entry a photo, in order."""
         ...
 
 

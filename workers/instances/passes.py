@@ -10,8 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from model.backbone import Backbone
+from workers.decode import Pixels
 from workers.embeddings import to_images
 from workers.images import LoadedImage
+from workers.overlap import Job
 from workers.phases import Phases
 
 
@@ -19,22 +21,25 @@ class Pass(NamedTuple):
     """Photos of one resized shape: `pixels` (h, w, 3) uint8 each, their patch grid, and outputs of the backbone."""
 
     images: list[LoadedImage]
-    pixels: list[np.ndarray]
+    pixels: list[Pixels]
     grid: tuple[int, int]
     outputs: dict[str, Tensor]
+
+
+def resize_all(images: Sequence[LoadedImage], resize: Callable[[Pixels], Pixels], phases: Phases) -> Job[list[Pixels]]:
+    """Readable photos as the backbone sees them, by the CPU."""
+    return (yield [phases.named("resize", resize, image.pixels) for image in images])
 
 
 def forward_passes(
     backbone: Backbone,
     images: Sequence[LoadedImage],
-    resize: Callable[[np.ndarray], np.ndarray],
+    resized: Sequence[Pixels],
     wanted: Sequence[str],
     device: str,
     phases: Phases,
 ) -> Iterator[Pass]:
     """Readable photos, in order, in runs of the same resized shape."""
-    with phases("resize"):
-        resized = [resize(image.pixels) for image in images if image.pixels is not None]
     patch = backbone.patch_size
     for (height, width), run in groupby(zip(images, resized, strict=True), key=lambda pair: pair[1].shape[:2]):
         same = list(run)

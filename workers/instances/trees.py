@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from model.backbone import Backbone
-from workers.decode import resize_keep_aspect
+from workers.decode import Pixels, resize_keep_aspect
 from workers.images import LoadedImage
 from workers.instances.found import Found, encode_masks
-from workers.instances.passes import Pass, forward_passes
+from workers.instances.passes import forward_passes, resize_all
+from workers.overlap import Job
 from workers.phases import Phases
 from workers.tree_masks import TreeMasks, TreeParams, draw, find_tree_masks
 
@@ -41,35 +44,42 @@ class MergeTrees:
         self._inputs = inputs
         self._device = device
 
-    def find(self, images: Sequence[LoadedImage], phases: Phases) -> list[Found]:
+    def find(self, images: Sequence[LoadedImage], phases: Phases) -> Job[list[Found]]:
         inputs = self._inputs
         wanted = tuple(
             dict.fromkeys((*inputs.trees, inputs.tokens, inputs.embedding, *(("cls",) if inputs.whole else ())))
         )
-        passes = forward_passes(self._backbone, images, self._resize, wanted, self._device, phases)
-        return [self._of_photo(each, row, phases) for each in passes for row in range(len(each.images))]
+        resized = yield from resize_all(images, self._resize, phases)
+        passes = forward_passes(self._backbone, images, resized, wanted, self._device, phases)
+        photos = [
+            (image, each.grid, {name: rows[row] for name, rows in outputs.items()})
+            for each in passes
+            for outputs in [{name: rows.cpu() for name, rows in each.outputs.items()}]
+            for row, image in enumerate(each.images)
+        ]
+        return (yield [functools.partial(self._of_photo, *photo, phases) for photo in photos])
 
-    def _resize(self, pixels: np.ndarray) -> np.ndarray:
+    def _resize(self, pixels: Pixels) -> Pixels:
         return resize_keep_aspect(pixels, self._inputs.image_size, self._backbone.patch_size)
 
-    def _of_photo(self, each: Pass, row: int, phases: Phases) -> Found:
-        inputs, pixels = self._inputs, each.images[row].pixels
-        assert pixels is not None
-        tokens = each.outputs[inputs.tokens][row]
+    @torch.inference_mode()
+    def _of_photo(self, image: LoadedImage, grid: tuple[int, int], outputs: dict[str, Tensor], phases: Phases) -> Found:
+        inputs = self._inputs
+        assert image.pixels is not None
         with phases("trees"):
             masks = find_tree_masks(
-                pixels,
-                [_standard(name, each.outputs[name][row]) for name in inputs.trees],
-                tokens,
-                each.outputs["cls"][row] if inputs.whole else None,
-                each.grid,
+                image.pixels,
+                [_standard(name, outputs[name]) for name in inputs.trees],
+                outputs[inputs.tokens],
+                outputs["cls"] if inputs.whole else None,
+                grid,
                 inputs.params,
             )
         with phases("embedding"):
-            means = masks.mean(_standard(inputs.embedding, each.outputs[inputs.embedding][row]))
-            vectors = F.normalize(means, dim=1).cpu().numpy().astype(np.float16)
+            means = masks.mean(_standard(inputs.embedding, outputs[inputs.embedding]))
+            vectors = F.normalize(means, dim=1).numpy().astype(np.float16)
         with phases("masks"):
-            return _found(masks, vectors, pixels.shape[:2])
+            return _found(masks, vectors, image.pixels.shape[:2])
 
 
 def _standard(name: str, features_NC: Tensor) -> Tensor:

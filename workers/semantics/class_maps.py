@@ -9,10 +9,11 @@ Shapes: B images, (h, w) patches, S classes, (H, W) pixels of the original.
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,8 @@ from model.enlarge import argmax_at_size
 from workers.crf import STEGO, CrfParams, dense_crf
 from workers.decode import Pixels, resize_keep_aspect
 from workers.fast_crf import fast_crf
-from workers.images import LoadedImage, table_of_images
+from workers.images import LoadedImage, Row, table_of_jobs
+from workers.overlap import Flow, Job
 from workers.phases import Phases
 from workers.records import SEMANTICS_SCHEMA
 from workers.semantics.teacher import Teacher
@@ -43,7 +45,14 @@ class ClassMapWorker(ABC):
     """Holds the teacher; `process` is a pure function of the images. Subclasses say what the classes' scores are."""
 
     def __init__(
-        self, teacher: Teacher, *, image_size: int, crf: CrfParams | None, device: str, batch_size: int = 1
+        self,
+        teacher: Teacher,
+        *,
+        image_size: int,
+        crf: CrfParams | None,
+        device: str,
+        batch_size: int = 1,
+        flow: Flow | None = None,
     ) -> None:
         """`image_size`: pixels of the short side, made a multiple of the patch."""
         self._teacher = teacher
@@ -51,6 +60,7 @@ class ClassMapWorker(ABC):
         self._crf = crf
         self._device = device
         self._batch_size = batch_size
+        self._flow = flow
 
     @abstractmethod
     def log_probs(self, resized_BHW3: Pixels, phases: Phases) -> Tensor:
@@ -59,36 +69,39 @@ class ClassMapWorker(ABC):
     def process(self, images: Iterable[LoadedImage], phases: Phases) -> pa.Table:
         """The images of a shard, in order -> table of SEMANTICS_SCHEMA, one row each, labels 0..S-1.
 
-        At most `batch_size` images are held at a time. RuntimeError, naming the images, for what is not their fault.
+        At most `batch_size` images are held at a time, and as many again for each batch that `flow` has under way.
+        RuntimeError, naming the images, for what is not their fault.
         """
-        return table_of_images(images, self._batch_size, lambda batch: self._rows(batch, phases), SEMANTICS_SCHEMA)
+        return table_of_jobs(
+            images, self._batch_size, lambda batch: self._rows(batch, phases), phases, SEMANTICS_SCHEMA, self._flow
+        )
 
-    def _rows(self, batch: list[LoadedImage], phases: Phases) -> list[dict[str, Any]]:
-        maps = self._maps([image.pixels for image in batch if image.pixels is not None], phases)
-        rows = []
-        for image in batch:
-            labels_HW = None if image.pixels is None else next(maps)
-            with phases("encode"):
-                png = None if labels_HW is None else encode_labels(labels_HW)
-            rows.append(plain_row(image) | {"labels": png})
-        return rows
+    def _rows(self, batch: list[LoadedImage], phases: Phases) -> Job[list[Row]]:
+        photos = [image.pixels for image in batch if image.pixels is not None]
+        resized = yield [phases.named("resize", self._resize, photo) for photo in photos]
+        scores = self._scores(resized, phases)
+        calls = zip(photos, resized, scores, strict=True)
+        pngs = iter((yield [functools.partial(self._label_png, *call, phases) for call in calls]))
+        return [plain_row(image) | {"labels": None if image.pixels is None else next(pngs)} for image in batch]
+
+    def _resize(self, photo: Pixels) -> Pixels:
+        return resize_keep_aspect(photo, self._image_size, self._teacher.patch_size)
+
+    def _scores(self, resized: Sequence[Pixels], phases: Phases) -> list[Tensor]:
+        """(S, h, w) log-probabilities of each photo; those of one shape that follow each other share a pass."""
+        groups = [np.stack(list(same)) for _, same in itertools.groupby(resized, np.shape)]
+        with torch.inference_mode():
+            return [scores for photos in groups for scores in self.log_probs(photos, phases)]
 
     @torch.inference_mode()
-    def _maps(self, photos: list[Pixels], phases: Phases) -> Iterator[NDArray[np.uint8]]:
-        """The class map of each photo."""
-        with phases("resize"):
-            patch = self._teacher.patch_size
-            resized = [resize_keep_aspect(photo, self._image_size, patch) for photo in photos]
-        pairs = zip(photos, resized, strict=True)
-        for _, group in itertools.groupby(pairs, key=lambda pair: pair[1].shape):
-            same = list(group)
-            log_probs_BShw = self.log_probs(np.stack([small for _, small in same]), phases)
-            for (photo, small), log_probs_Shw in zip(same, log_probs_BShw, strict=True):
-                if self._crf is not None:
-                    with phases("crf"):
-                        log_probs_Shw = _refined(small, log_probs_Shw, self._crf)
-                with phases("upsample"):
-                    yield argmax_at_size(log_probs_Shw, photo.shape[:2]).cpu().numpy()
+    def _label_png(self, photo: Pixels, resized: Pixels, log_probs_Shw: Tensor, phases: Phases) -> bytes:
+        if self._crf is not None:
+            with phases("crf"):
+                log_probs_Shw = _refined(resized, log_probs_Shw, self._crf)
+        with phases("upsample"):
+            labels_HW = argmax_at_size(log_probs_Shw, photo.shape[:2]).cpu().numpy()
+        with phases("encode"):
+            return encode_labels(labels_HW)
 
 
 def _refined(image_HW3: Pixels, log_probs_Shw: Tensor, params: CrfParams) -> Tensor:

@@ -79,7 +79,11 @@ class SegmentWorker:
         At most `batch_size` images are held at a time. RuntimeError, naming the images, for what is not their fault.
         """
         return table_of_images(
-            images, self._batch_size, lambda batch: self._rows(batch, phases), segments_schema(self._backbone.dim)
+            images,
+            self._batch_size,
+            lambda batch: self._rows(batch, phases),
+            phases,
+            segments_schema(self._backbone.dim),
         )
 
     def _rows(self, batch: list[LoadedImage], phases: Phases) -> Iterator[dict[str, Any]]:

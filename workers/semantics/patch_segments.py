@@ -46,7 +46,7 @@ class PatchSegmentWorker:
         At most `batch_size` images are held at a time. RuntimeError, naming the images, for what is not their fault.
         """
         schema = segments_schema(self._teacher.dim)
-        return table_of_images(images, self._batch_size, lambda batch: self._rows(batch, phases), schema)
+        return table_of_images(images, self._batch_size, lambda batch: self._rows(batch, phases), phases, schema)
 
     def _rows(self, batch: list[LoadedImage], phases: Phases) -> Iterator[dict[str, Any]]:
         with phases("resize"):

@@ -28,6 +28,7 @@ from workers.crf import CrfParams
 from workers.decode import Pixels, resize_keep_aspect
 from workers.embeddings import to_images
 from workers.images import LoadedImage, table_of_images
+from workers.overlap import Flow
 from workers.phases import Phases
 from workers.records import patches_schema
 from workers.semantics.class_maps import ClassMapWorker, plain_row
@@ -81,7 +82,7 @@ class PatchSampler:
         At most `batch_size` images are held at a time. RuntimeError, naming the images, for what is not their fault.
         """
         schema = patches_schema(self._backbone.dim)
-        return table_of_images(images, self._batch_size, lambda batch: self._rows(batch, phases), schema)
+        return table_of_images(images, self._batch_size, lambda batch: self._rows(batch, phases), phases, schema)
 
     def _rows(self, batch: list[LoadedImage], phases: Phases) -> Iterator[dict[str, Any]]:
         for image in batch:
@@ -179,10 +180,11 @@ class PatchMapWorker(ClassMapWorker):
         crf: CrfParams | None,
         device: str,
         batch_size: int = 1,
+        flow: Flow | None = None,
     ) -> None:
         """ValueError: a codebook of another backbone."""
         teacher = ConditionedTeacher(backbone, output, codebook.conditioning, device=device)
-        super().__init__(teacher, image_size=image_size, crf=crf, device=device, batch_size=batch_size)
+        super().__init__(teacher, image_size=image_size, crf=crf, device=device, batch_size=batch_size, flow=flow)
         self._flip = flip
         self._probe = MergedProbe(*map(torch.from_numpy, (codebook.centroids, codebook.classes))).to(device)
 

@@ -184,7 +184,9 @@ class RefineWorker:
 
         At most `batch_size` images are held at a time. RuntimeError, naming the images, for what is not their fault.
         """
-        return table_of_images(images, self._batch_size, lambda batch: self._rows(batch, phases), SEMANTICS_SCHEMA)
+        return table_of_images(
+            images, self._batch_size, lambda batch: self._rows(batch, phases), phases, SEMANTICS_SCHEMA
+        )
 
     @torch.inference_mode()
     def _rows(self, batch: list[LoadedImage], phases: Phases) -> Iterator[dict[str, Any]]:

@@ -27,6 +27,7 @@ from workers.crf import CrfParams
 from workers.decode import Pixels
 from workers.embeddings import to_images
 from workers.images import LoadedImage, table_of_images
+from workers.overlap import Flow
 from workers.phases import Phases
 from workers.records import FEATURES_SCHEMA
 from workers.semantics.class_maps import ClassMapWorker, plain_row
@@ -61,7 +62,9 @@ class TeacherWorker:
 
         At most `batch_size` images are held at a time. RuntimeError, naming the images, for what is not their fault.
         """
-        return table_of_images(images, self._batch_size, lambda batch: self._rows(batch, phases), FEATURES_SCHEMA)
+        return table_of_images(
+            images, self._batch_size, lambda batch: self._rows(batch, phases), phases, FEATURES_SCHEMA
+        )
 
     def _rows(self, batch: list[LoadedImage], phases: Phases) -> list[dict[str, Any]]:
         with phases("resize"):
@@ -171,10 +174,13 @@ class StegoWorker(ClassMapWorker):
         *,
         device: str,
         batch_size: int = 1,
+        flow: Flow | None = None,
     ) -> None:
         if head.dim_in != teacher.dim:
             raise ValueError(f"the head takes {head.dim_in} channels, the backbone gives {teacher.dim}: fit it again")
-        super().__init__(teacher, image_size=params.image_size, crf=params.crf, device=device, batch_size=batch_size)
+        super().__init__(
+            teacher, image_size=params.image_size, crf=params.crf, device=device, batch_size=batch_size, flow=flow
+        )
         self._head = head.eval().to(device)
         self._probe = probe.to(device)
         self._params = params

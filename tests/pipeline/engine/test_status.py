@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.workers import WorkersConfig
 from pipeline.engine.done import Look
 from pipeline.engine.receipts import Receipt, ReceiptLog
 from pipeline.engine.stage import Stage
@@ -32,7 +33,7 @@ def log(tmp_path: Path, shard: int, size: int, **content: Any) -> None:
 
 
 def status_of(folder: Path, stage: Stage) -> StageStatus:
-    return stage_status(str(folder), stage, Look([stage]).sizes(stage))
+    return stage_status(str(folder), stage, Look([stage]).sizes(stage), WorkersConfig())
 
 
 def test_parts_without_receipts_are_counted(run: dict[str, Stage], tmp_path: Path) -> None:

@@ -14,15 +14,16 @@ from workers.images import LoadedImage
 from workers.instances import InstanceWorker
 from workers.instances.cuts import CutParams, MaskCuts
 from workers.masks import decode_rle
+from workers.overlap import Flow, Overlapped, SideBySide
 from workers.phases import Phases
 from workers.records import Status
 
 PARAMS = CutParams(160, "square", "keys", 0.4, 3, CrfParams(), min_iou=0.5, crop_size=64)
 
 
-def worker(params: CutParams = PARAMS, batch_size: int = 1) -> InstanceWorker:
+def worker(params: CutParams = PARAMS, batch_size: int = 1, flow: Flow | None = None) -> InstanceWorker:
     cuts = MaskCuts(load_backbone("patch-dct", "random:0"), params, device="cpu")
-    return InstanceWorker(cuts, batch_size=batch_size)
+    return InstanceWorker(cuts, batch_size=batch_size, flow=flow)
 
 
 def scenes(count: int = 4) -> list[LoadedImage]:
@@ -41,7 +42,7 @@ def test_rows_keep_the_order_and_say_what_became_of_each_image() -> None:
     assert [row["status"] for row in rows] == ["ok", "ok", "empty", "no_masks"]
     assert (rows[2]["height"], rows[2]["error"], rows[2]["rle"]) == (None, "no bytes", [])
     assert (rows[3]["height"], rows[3]["width"], rows[3]["error"]) == (50, 70, None)
-    assert set(phases.seconds) == {"resize", "backbone", "maskcut", "crf", "embedding"}
+    assert set(phases.seconds) == {"resize", "backbone", "maskcut", "crf", "embedding", "encode"}
 
 
 def test_masks_follow_the_objects() -> None:
@@ -56,10 +57,11 @@ def test_masks_follow_the_objects() -> None:
     assert found >= 0.6 * total
 
 
-def test_the_batch_size_does_not_change_the_rows() -> None:
+@pytest.mark.parametrize("flow", [None, SideBySide(2), Overlapped(2)], ids=["in turn", "side by side", "overlapped"])
+def test_neither_the_batch_size_nor_the_flow_changes_the_rows(flow: Flow | None) -> None:
     images = [*scenes(4), LoadedImage("bad.jpg", None, Status.EMPTY, "no bytes")]
     one = worker().process(images, Phases()).to_pylist()
-    many = worker(batch_size=3).process(images, Phases()).to_pylist()
+    many = worker(batch_size=3, flow=flow).process(images, Phases()).to_pylist()
     for a, b in zip(one, many, strict=True):
         assert {k: v for k, v in a.items() if k != "embedding"} == {k: v for k, v in b.items() if k != "embedding"}
         np.testing.assert_allclose(np.float32(a["embedding"]), np.float32(b["embedding"]), atol=2e-3)

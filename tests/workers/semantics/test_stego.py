@@ -16,6 +16,7 @@ from model.backbone import load_backbone
 from model.stego import ClusterProbe, StegoHead
 from workers.crf import STEGO
 from workers.images import LoadedImage
+from workers.overlap import Flow, Overlapped
 from workers.phases import Phases
 from workers.records import SEMANTICS_SCHEMA, Status
 from workers.semantics import stego
@@ -214,7 +215,7 @@ def test_the_crf_cleans_the_map_of_a_noisy_head() -> None:
 def test_photos_of_one_shape_share_a_forward_pass_and_batching_changes_nothing() -> None:
     images = [LoadedImage(f"{i}", photo(40, 60 if i < 3 else 40, seed=i)) for i in range(5)]
 
-    def run(batch_size: int) -> tuple[pa.Table, list[int]]:
+    def run(batch_size: int, flow: Flow | None = None) -> tuple[pa.Table, list[int]]:
         backbone = ColourBackbone()
         worker = StegoWorker(
             backbone,
@@ -223,11 +224,13 @@ def test_photos_of_one_shape_share_a_forward_pass_and_batching_changes_nothing()
             ClassMapParams(image_size=40),
             device="cpu",
             batch_size=batch_size,
+            flow=flow,
         )
         return worker.process(images, Phases()), backbone.batches
 
-    (alone, _), (together, batches) = run(1), run(5)
+    (alone, _), (together, batches), (overlapped, _) = run(1), run(5), run(2, Overlapped(2))
     assert alone.equals(together)
+    assert alone.equals(overlapped)
     assert batches == [3, 3, 2, 2]  # both directions of each
 
 
