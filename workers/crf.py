@@ -146,7 +146,6 @@ def refine_masks(
     return refine_masks_of([image_hw3_uint8], [masks_nhw], params, device=device, log_odds=log_odds)[0]
 
 
-@torch.no_grad()
 def refine_masks_of(
     images: Sequence[Image],
     masks_of_each: Sequence[Masks],
@@ -155,34 +154,55 @@ def refine_masks_of(
     device: torch.device | str,
     log_odds: LogOdds | None = None,
 ) -> list[tuple[NDArray[np.bool_], NDArray[np.float32]]]:
-    """`refine_masks` of several photos of any sizes, as many at a time as `batches` says, with one transfer each way.
+    """`refine_masks` of several photos of any sizes, as many at a time as `batches` says.
 
-    The same masks as of each alone.
+    The same masks as of each alone: `foregrounds_of`, which is the device's share, and `finish_masks`, the CPU's.
+    """
+    found = foregrounds_of(images, masks_of_each, params, device=device, log_odds=log_odds)
+    return [finish_masks(*pair) for pair in zip(found, masks_of_each, strict=True)]
+
+
+@torch.no_grad()
+def foregrounds_of(
+    images: Sequence[Image],
+    masks_of_each: Sequence[Masks],
+    params: CrfParams,
+    *,
+    device: torch.device | str,
+    log_odds: LogOdds | None = None,
+) -> list[NDArray[np.bool_]]:
+    """(n, h, w) bool of each photo: its masks after the CRF, holes and all, by one transfer each way for a batch.
+
+    Arguments and errors as of `refine_masks_of`.
     """
     pairs = [_check_masks(image, masks) for image, masks in zip(images, masks_of_each, strict=True)]
-    found = {number: _no_masks(masks) for number, (_, masks) in enumerate(pairs) if not len(masks)}
+    found = {number: np.zeros(masks.shape, bool) for number, (_, masks) in enumerate(pairs) if not len(masks)}
     some = [number for number in range(len(pairs)) if number not in found]
     sizes = [(pairs[number][0].shape[0], pairs[number][0].shape[1]) for number in some]
     for batch in batches(sizes, [len(pairs[number][1]) for number in some], device):
         numbers = [some[place] for place in batch]
         chosen = [pairs[number] for number in numbers]
-        found |= zip(numbers, _refined(chosen, params, device, log_odds or exact_log_odds), strict=True)
+        found |= zip(numbers, _foregrounds(chosen, params, device, log_odds or exact_log_odds), strict=True)
     return [found[number] for number in range(len(pairs))]
 
 
-def _refined(
+def _foregrounds(
     pairs: list[tuple[Tensor, Tensor]], params: CrfParams, device: torch.device | str, log_odds: LogOdds
-) -> list[tuple[NDArray[np.bool_], NDArray[np.float32]]]:
+) -> list[NDArray[np.bool_]]:
     photos = stack_photos([image for image, _ in pairs], device)
     most = max(len(masks) for _, masks in pairs)
     coarse_PN = torch.cat([F.pad(masks.flatten(1).t(), (0, most - len(masks))) for _, masks in pairs]).to(device)
-    refined_PN = (log_odds(photos, coarse_PN, params) > 0).cpu()
-    found = []
-    for refined_HWN, (_, masks) in zip(photos.of_each(refined_PN), pairs, strict=True):
-        refined_NHW = refined_HWN[..., : len(masks)].permute(2, 0, 1).contiguous().numpy()
-        filled_NHW = np.stack([fill_holes(mask) for mask in refined_NHW])
-        found.append((filled_NHW, _iou(filled_NHW, masks.cpu().numpy())))
-    return found
+    found_PN = (log_odds(photos, coarse_PN, params) > 0).cpu()
+    each = zip(photos.of_each(found_PN), pairs, strict=True)
+    return [found_HWN[..., : len(masks)].permute(2, 0, 1).contiguous().numpy() for found_HWN, (_, masks) in each]
+
+
+def finish_masks(foreground_nhw: NDArray[np.bool_], masks_nhw: Masks) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """What the CRF made of an image's masks, and these: (n, h, w) bool -> what `refine_masks` returns."""
+    filled_nhw = np.zeros_like(foreground_nhw)
+    for filled_hw, mask_hw in zip(filled_nhw, foreground_nhw, strict=True):
+        filled_hw[:] = fill_holes(mask_hw)
+    return filled_nhw, _iou(filled_nhw, _tensor(masks_nhw).cpu().numpy())
 
 
 def fill_holes(mask_hw: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -256,10 +276,6 @@ def _check_masks(image_hw3: Image, masks_nhw: Masks) -> tuple[Tensor, Tensor]:
         raise ValueError(f"masks must be (n, h, w) bool, not {tuple(masks_NHW.shape)} {masks_NHW.dtype}")
     _check_size("masks", masks_NHW, image_hw3)
     return _image(image_hw3), masks_NHW
-
-
-def _no_masks(masks_NHW: Tensor) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    return np.zeros(masks_NHW.shape, bool), np.zeros(0, np.float32)
 
 
 def _tensor(array: NDArray[np.generic] | Tensor) -> Tensor:
