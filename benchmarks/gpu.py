@@ -128,6 +128,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="entries of these names, such as backbone, maskcut and parity")
     parser.add_argument("--output", type=Path, help="JSON file to keep the result in")
     options = parser.parse_args()
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device: `--device cpu --tiny` tries everything without one")
     start, scale = time.perf_counter(), TINY if options.tiny else FULL
     report: Found = {"benchmark": "gpu", "machine": describe_machine(options.device), "tiny": options.tiny}
     report |= {"entries": [], "parity": {}}

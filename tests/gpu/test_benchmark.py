@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +47,16 @@ def test_without_time_every_entry_says_so(
     found = report(benchmark, monkeypatch, tmp_path / "gpu.json", "--budget", "0")
     assert {each["error"] for each in found["entries"]} == {"no time was left"}
     assert found["instances_photos_per_s"] == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_device_it_says_what_to_do(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "there is no CUDA device: `--device cpu --tiny`" in capsys.readouterr().err
 
 
 def test_what_fails_or_takes_too_long_is_an_entry(benchmark: ModuleType) -> None:
