@@ -30,12 +30,13 @@ from torch.nn import functional as F
 
 from model.backbone import load_backbone
 from model.stego import ALPHA
-from workers.crf import CUTLER, STEGO, ImageKernels, dense_crf, exact_log_odds, refine_masks
+from workers.crf import CUTLER, STEGO, Kernels, dense_crf, exact_log_odds, refine_masks
 from workers.decode import resize_square
 from workers.embeddings import to_images
 from workers.fast_crf import fast_crf, fast_log_odds
 from workers.kmeans import spherical_kmeans
 from workers.maskcut import maskcut
+from workers.photo_pixels import stack_photos
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 CLASSES = 27
@@ -130,8 +131,9 @@ def peak_memory_mib(call: Callable[[], object], device: str) -> float:
 
 
 def measure(image: np.ndarray, masks: np.ndarray, probs: torch.Tensor, device: str, repeats: int) -> dict[str, Any]:
+    photos = stack_photos([torch.from_numpy(image.copy())], device)
     calls = {
-        "lattices": lambda: ImageKernels(image, CUTLER, device=device),
+        "lattices": lambda: Kernels(photos, CUTLER),
         "together": lambda: refine_masks(image, masks, CUTLER, device=device),
         "separate": lambda: [refine_masks(image, mask[None], CUTLER, device=device) for mask in masks],
         "fast": lambda: refine_masks(image, masks, CUTLER, device=device, log_odds=fast_log_odds),
@@ -139,10 +141,10 @@ def measure(image: np.ndarray, masks: np.ndarray, probs: torch.Tensor, device: s
         "fast_classes": lambda: fast_crf(image, probs, STEGO),
     }
     times = timed(calls, device, repeats)
-    given = torch.from_numpy(image.copy()).to(device), torch.from_numpy(masks).to(device), CUTLER
+    given = photos, torch.from_numpy(masks).flatten(1).t().to(device), CUTLER
     same_masks = (exact_log_odds(*given) > 0) == (fast_log_odds(*given) > 0)
     same_classes = dense_crf(image, probs, STEGO).argmax(0) == fast_crf(image, probs, STEGO).argmax(0)
-    lattices = ImageKernels(image, CUTLER, device=device).lattices
+    lattices = Kernels(photos, CUTLER).lattices
     return {
         "vertices": [lattice.neighbours_DV2.shape[1] - 1 for lattice in lattices],
         **times,

@@ -10,13 +10,16 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.store import places
-from tests.fault_proxy import FaultProxy
+# What the tests of a GPU do without is imported where it is used: they run where little is installed.
+if TYPE_CHECKING:
+    from tests.fault_proxy import FaultProxy
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parents[1] / "shared"
 RAY_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -28,6 +31,14 @@ RAY_ENVIRONMENT = {
 
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`pytest -m gpu` does not even look at other tests: where it runs, what they import is not installed."""
+    if config.option.markexpr != "gpu":
+        return None
+    ours = HERE / "gpu"
+    return None if ours in (collection_path, *collection_path.parents) or collection_path in ours.parents else True
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -92,6 +103,8 @@ def s3_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
 @pytest.fixture
 def proxy(s3_endpoint: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """The way to the store of `s3_bucket`, for this process and those it starts; it counts, and fails where told to."""
+    from tests.fault_proxy import FaultProxy
+
     with FaultProxy(s3_endpoint) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
         forget_filesystems()
@@ -100,4 +113,6 @@ def proxy(s3_endpoint: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def forget_filesystems() -> None:
     """The next filesystem reads the AWS variables afresh."""
+    from pipeline.store import places
+
     places._filesystem.cache_clear()

@@ -140,6 +140,11 @@ def test_the_engine_knows_no_stage_by_name() -> None:
         ("pipeline.operations.run, pipeline.operations.status", {"torch", "ray", "faiss"}),  # nothing to do, `status`
         ("pipeline.stages.panoptic, workers.panoptic", {"torch", "timm"}),  # each worker of a stage without pixels
         ("workers.instances, pipeline.engine.shards", {"timm", "torchvision"}),  # each worker with `patch-dct`
+        (  # what runs where little is installed: the tests of a GPU
+            "tests.conftest, tests.gpu.parity, workers.batch_cuts, workers.maskcut, workers.fast_crf, "
+            "workers.embeddings, workers.training.trainer, model.backbone.build, model.panoptic.network",
+            {"ray", "pyarrow", "pydantic", "faiss", "pycocotools", "fsspec"},
+        ),
     ],
 )
 def test_what_is_not_used_is_not_loaded(modules: str, heavy: set[str]) -> None:

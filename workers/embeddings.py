@@ -37,9 +37,17 @@ def embed_crops(backbone: Backbone, crops: Sequence[np.ndarray], *, batch_size: 
     batches = [np.stack(crops[start : start + batch_size]) for start in range(0, len(crops), batch_size)]
     if not batches:
         return np.zeros((0, backbone.dim), np.float32)
-    return np.concatenate([F.normalize(backbone.cls(to_images(batch, device)), dim=-1).cpu() for batch in batches])
+    vectors = [F.normalize(backbone.cls(to_images(batch, device)), dim=-1) for batch in batches]
+    found: np.ndarray = torch.cat(vectors).cpu().numpy()
+    return found
 
 
-def to_images(batch_bhw3: np.ndarray, device: str) -> torch.Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1] on the device."""
-    return torch.from_numpy(batch_bhw3).to(device).permute(0, 3, 1, 2).float() / 255
+def to_images(batch_bhw3: np.ndarray, device: str, *, pinned: bool = False) -> torch.Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1] on the device.
+
+    `pinned`: by memory that a CUDA device reads by itself, so that the host need not wait for it. RuntimeError where
+    there is no such device.
+    """
+    pixels = torch.from_numpy(batch_bhw3)
+    there = pixels.pin_memory().to(device, non_blocking=True) if pinned else pixels.to(device)
+    return there.permute(0, 3, 1, 2).float() / 255

@@ -7,11 +7,11 @@ Against `workers.crf`, which equals the published programs:
 - The message of the bilateral kernel, the costly one, changes slowly from one iteration to the next: it is filtered in
   some iterations, and in between extrapolated from the last that were (`Thrift`). What a pixel hears from itself is not
   slow, and follows the pixel.
-- The Gaussian over position is a convolution.
+- The Gaussian over position is a convolution, on a GPU two products with matrices.
 - Of two classes, the log odds are found on half the grid and enlarged, as coarse masks have outlines without detail and
   the Gaussian blurs them: the same label on 99.5 %. Of many classes it would change 3 %, and is not done.
 
-Shapes as in `workers.crf`; K channels, of kept classes and the rest.
+Shapes as in `workers.crf`; K channels, of kept classes and the rest; B photos of one size, Q = H*W pixels each.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from workers.crf import CrfParams, check_arguments, image_features
-from workers.permutohedral import Lattice, build_lattice
+from workers import devices
+from workers.crf import CrfParams, Image, Probs, bilateral_kernel, in_batches
+from workers.permutohedral import Lattice
+from workers.photo_pixels import Photos
 
 LEAST_SHARE = 1e-3  # of the pixels, that a class wins before the CRF: with less it has no channel of its own
 REACH = 2  # standard deviations of the Gaussian that are summed over
-FEW = 4  # channels, up to which a table of half precision gains nothing
-CHUNK = 8192  # pixels that are worked on at a time, in a cache
+FEW = 4  # channels, up to which a table of half precision gains a CPU nothing
+CHUNK = 8192  # pixels that a CPU works on at a time, in a cache
 MOST_COMPAT = 60  # sum of the kernels' weights, for exp not to overflow
 
 
@@ -52,91 +53,129 @@ MANY = Thrift(0.6, 3, lambda iterations: {0, 1, iterations - 2, *range(3, iterat
 TWO = Thrift(0.2, 2, lambda iterations: {0, 1, 3, 7, *range(10, iterations, 2)})
 
 
-@torch.no_grad()
-def fast_crf(
-    image_hw3_uint8: NDArray[np.uint8] | Tensor, probs_chw: NDArray[np.floating] | Tensor, params: CrfParams
-) -> Tensor:
+def fast_crf(image_hw3_uint8: Image, probs_chw: Probs, params: CrfParams) -> Tensor:
     """(C, h, w) float32 marginals, arguments and errors as of `dense_crf`; for three classes or more.
 
     ValueError also for kernels that weigh more than 60 together.
     """
-    image_HW3, probs_CHW = check_arguments(image_hw3_uint8, probs_chw)
-    if params.gaussian_compat + params.bilateral_compat > MOST_COMPAT:
-        raise ValueError(f"kernels that weigh more than {MOST_COMPAT} together need the exact CRF")
-    kept = _kept(probs_CHW)
-    probs_CP = probs_CHW.float().clamp(min=1e-5).flatten(1)
-    rest_P, own_P = _rest(probs_CP, kept)
-    p_PK = torch.stack([*(probs_CP[c] for c in kept), rest_P], 1)
-    q_PK = _mean_field(image_HW3.to(p_PK.device), p_PK, own_P, params)
-    result_CP = probs_CP.mul_(q_PK[:, -1] / rest_P)
-    for channel, c in enumerate(kept):
-        result_CP[c] = q_PK[:, channel]
-    return result_CP.view(probs_CHW.shape)
+    return fast_crf_of([image_hw3_uint8], [probs_chw], params)[0]
 
 
 @torch.no_grad()
-def fast_log_odds(image_HW3: Tensor, masks_NHW: Tensor, params: CrfParams) -> Tensor:
-    """(h, w, 3) uint8, (n, h, w) bool on one device -> (n, h, w) float32, log of foreground over background marginal.
+def fast_crf_of(images: Sequence[Image], probs_of_each: Sequence[Probs], params: CrfParams) -> list[Tensor]:
+    """`fast_crf` of several photos of any sizes, as many at a time as `batches` says; one number of classes, one
+    device. The same marginals as of each alone."""
+    if params.gaussian_compat + params.bilateral_compat > MOST_COMPAT:
+        raise ValueError(f"kernels that weigh more than {MOST_COMPAT} together need the exact CRF")
+    return in_batches(images, probs_of_each, params, _marginals)
+
+
+def _marginals(photos: Photos, probs_PC: Tensor, params: CrfParams) -> Tensor:
+    kept = [_kept(probs_BHWC) for probs_BHWC in photos.maps(probs_PC)]
+    most = int(torch.cat(kept).sum(1).max())
+    runs = [
+        _Channels(probs_BHWC.flatten(1, 2).clamp(min=1e-5), kept_BC, most)
+        for probs_BHWC, kept_BC in zip(photos.maps(probs_PC), kept, strict=True)
+    ]
+    p_PK = torch.cat([run.probs_BQK.flatten(0, 1) for run in runs])
+    own_P = torch.cat([run.own_BQ.flatten() for run in runs])
+    q_PK = _mean_field(photos, p_PK, own_P, params)
+    classes = [run.classes(q_BHWK.flatten(1, 2)) for run, q_BHWK in zip(runs, photos.maps(q_PK), strict=True)]
+    return torch.cat([q_BQC.flatten(0, 1) for q_BQC in classes])
+
+
+@torch.no_grad()
+def fast_log_odds(photos: Photos, masks_PN: Tensor, params: CrfParams) -> Tensor:
+    """(P, N) bool, on the photos' device -> (P, N) float32, log of foreground over background marginal.
 
     As `exact_log_odds`.
     """
-    height, width = image_HW3.shape[:2]
-    image_3hw, unary_Nhw = (
-        F.avg_pool2d(maps[None], 2, ceil_mode=True, count_include_pad=False)[0]
-        for maps in (image_HW3.permute(2, 0, 1).float(), masks_NHW.float().mul(2).sub(1))
-    )
-    halved = replace(params, gaussian_sxy=params.gaussian_sxy / 2, bilateral_sxy=params.bilateral_sxy / 2)
-    unary_hwN = unary_Nhw.permute(1, 2, 0).contiguous()
-    size = unary_hwN.shape
-    gaussian = _Gaussian((size[0], size[1], size[2]), halved, unary_hwN.device)
-    bilateral = _Bilateral(image_3hw.permute(1, 2, 0).round().to(torch.uint8), halved, TWO)
-    log_odds_hwN = unary_hwN
+    halves, unary_PN = _halved(photos, masks_PN)
+    params = replace(params, gaussian_sxy=params.gaussian_sxy / 2, bilateral_sxy=params.bilateral_sxy / 2)
+    gaussian, bilateral = _Gaussian(halves, unary_PN.shape[1], params), _Bilateral(halves, params, TWO)
+    log_odds_PN = unary_PN
     for step in range(params.iterations):
-        q_hwN = log_odds_hwN.sigmoid().mul_(2).sub_(1)
-        log_odds_hwN = gaussian(q_hwN).add_(unary_hwN)
-        fresh, terms = bilateral.terms(step, q_hwN.flatten(0, 1))
+        q_PN = log_odds_PN.sigmoid().mul_(2).sub_(1)
+        log_odds_PN = gaussian(q_PN).add_(unary_PN)
+        fresh, terms = bilateral.terms(step, q_PN)
         for weight, message_PN in terms:
-            log_odds_hwN.add_(message_PN.view(size), alpha=weight)
-        (terms[0][1].view(size) if fresh else log_odds_hwN).add_(
-            q_hwN, alpha=-bilateral.own if fresh else bilateral.own
-        )
-    large_1Nhw = F.interpolate(log_odds_hwN.permute(2, 0, 1)[None], scale_factor=2, mode="bilinear")
-    return large_1Nhw[0, :, :height, :width]
+            log_odds_PN.add_(message_PN, alpha=weight)
+        (terms[0][1] if fresh else log_odds_PN).add_(q_PN, alpha=-bilateral.own if fresh else bilateral.own)
+    return _doubled(halves, log_odds_PN, photos)
 
 
-def _kept(probs_CHW: Tensor) -> list[int]:
-    """The classes that have a channel of their own, by every fourth pixel of every fourth row."""
-    winners = probs_CHW[:, (probs_CHW.shape[1] - 1) % 4 // 2 :: 4, (probs_CHW.shape[2] - 1) % 4 // 2 :: 4].argmax(0)
-    counts_C = winners.flatten().bincount(minlength=len(probs_CHW))
-    return (counts_C > LEAST_SHARE * counts_C.sum()).nonzero().squeeze(1).tolist()
+def _halved(photos: Photos, masks_PN: Tensor) -> tuple[Photos, Tensor]:
+    """The photos on half the grid, rounded up, and the unaries of the masks there, (P/4, N) of -1 to 1."""
+    colours, unaries = ([_pooled(maps) for maps in photos.maps(each)] for each in (photos.colours_P3, masks_PN))
+    colours_P3, unary_PN = (torch.cat([run.flatten(0, 2) for run in runs]) for runs in (colours, unaries))
+    sizes = tuple((-(-height // 2), -(-width // 2)) for height, width in photos.sizes)
+    return Photos(colours_P3.round_().to(torch.uint8), sizes), unary_PN.mul_(2).sub_(1)
 
 
-def _rest(probs_CP: Tensor, kept: list[int]) -> tuple[Tensor, Tensor]:
-    """(P,) probability of the classes that are not kept, all together, and the share of it that one of them has."""
-    total_P, squares_P = torch.full_like(probs_CP[0], 1e-9), torch.zeros_like(probs_CP[0])
-    for c in set(range(len(probs_CP))).difference(kept):
-        total_P += probs_CP[c]
-        squares_P.addcmul_(probs_CP[c], probs_CP[c])
-    return total_P, squares_P / (total_P * total_P)
+def _pooled(maps_BHWC: Tensor) -> Tensor:
+    maps_BCHW = maps_BHWC.permute(0, 3, 1, 2).float().contiguous()
+    return F.avg_pool2d(maps_BCHW, 2, ceil_mode=True, count_include_pad=False).permute(0, 2, 3, 1)
 
 
-def _mean_field(image_HW3: Tensor, p_PK: Tensor, own_P: Tensor, params: CrfParams) -> Tensor:
+def _doubled(halves: Photos, values_PN: Tensor, photos: Photos) -> Tensor:
+    """Values on half the grid -> (P, N) on the photos', bilinear."""
+    result_PN = values_PN.new_empty(len(photos.colours_P3), values_PN.shape[1])
+    for small_BhwN, large_BHWN in zip(halves.maps(values_PN), photos.maps(result_PN), strict=True):
+        doubled = F.interpolate(small_BhwN.permute(0, 3, 1, 2).contiguous(), scale_factor=2, mode="bilinear")
+        large_BHWN.copy_(doubled.permute(0, 2, 3, 1)[:, : large_BHWN.shape[1], : large_BHWN.shape[2]])
+    return result_PN
+
+
+def _kept(probs_BHWC: Tensor) -> Tensor:
+    """(B, C) bool: the classes that have a channel of their own, by every fourth pixel of every fourth row."""
+    rows, columns = ((side - 1) % 4 // 2 for side in probs_BHWC.shape[1:3])
+    winners_BQ = probs_BHWC[:, rows::4, columns::4].argmax(3).flatten(1)
+    counts_BC = torch.zeros(len(probs_BHWC), probs_BHWC.shape[3], device=probs_BHWC.device)
+    counts_BC.scatter_add_(1, winners_BQ, torch.ones_like(winners_BQ, dtype=torch.float32))
+    return counts_BC > LEAST_SHARE * winners_BQ.shape[1]
+
+
+class _Channels:
+    """Classes of B photos of Q pixels as K channels: those that are kept, and the rest in the last.
+
+    A photo that keeps fewer classes than another has channels that are 0 before the CRF, and so after it.
+    """
+
+    def __init__(self, probs_BQC: Tensor, kept_BC: Tensor, most: int) -> None:
+        self._probs_BQC = probs_BQC
+        order_Bk = kept_BC.int().argsort(stable=True, dim=1, descending=True)[:, :most]
+        self._order_BQk = order_Bk[:, None].expand(-1, probs_BQC.shape[1], -1)
+        self._used_B1k = kept_BC.gather(1, order_Bk)[:, None]
+        rest_BC1 = (~kept_BC).to(probs_BQC.dtype)[..., None]
+        self._rest_BQ1 = torch.bmm(probs_BQC, rest_BC1).add_(1e-9)
+        squares_BQ1 = torch.bmm(probs_BQC.square(), rest_BC1)
+        self.own_BQ = (squares_BQ1 / self._rest_BQ1.square())[..., 0]  # of the rest, what one class has
+        self.probs_BQK = torch.cat([probs_BQC.gather(2, self._order_BQk) * self._used_B1k, self._rest_BQ1], 2)
+
+    def classes(self, q_BQK: Tensor) -> Tensor:
+        """(B, Q, K) marginals of the channels -> (B, Q, C) of the classes."""
+        q_BQC = self._probs_BQC * (q_BQK[..., -1:] / self._rest_BQ1)
+        kept_BQk = torch.where(self._used_B1k, q_BQK[..., :-1], q_BQC.gather(2, self._order_BQk))
+        return q_BQC.scatter_(2, self._order_BQk, kept_BQk)
+
+
+def _mean_field(photos: Photos, p_PK: Tensor, own_P: Tensor, params: CrfParams) -> Tensor:
     """(P, K) marginals after the iterations. `own_P`: what of the last channel's message is for one of its classes.
 
-    What is done pixel by pixel is done for some pixels at a time, which stay in a cache.
+    What is done pixel by pixel is done on a CPU for some pixels at a time, which stay in a cache.
     """
-    size, channels = image_HW3.shape[:2], p_PK.shape[1]
+    chunk = len(p_PK) if devices.many_threads(p_PK) else CHUNK
     bits = 1 / math.log(2)  # exp2 takes a third of exp's time
     compats = {name: bits * getattr(params, name) for name in ("gaussian_compat", "bilateral_compat")}
     params = replace(params, **compats)
-    gaussian, bilateral = _Gaussian((*size, channels), params, p_PK.device), _Bilateral(image_HW3, params, MANY)
-    ones_K = p_PK.new_ones(channels)
+    gaussian, bilateral = _Gaussian(photos, p_PK.shape[1], params), _Bilateral(photos, params, MANY)
+    ones_K = p_PK.new_ones(p_PK.shape[1])
     q_PK = p_PK / (p_PK @ ones_K)[:, None]
     for step in range(params.iterations):
-        heard_PK = gaussian(q_PK.view(*size, channels)).view(q_PK.shape)
+        heard_PK = gaussian(q_PK)
         fresh, terms = bilateral.terms(step, q_PK)
         maps = (p_PK, own_P, q_PK, heard_PK, *(term for _, term in terms))
-        for p, own, q, heard, *parts in zip(*(each.split(CHUNK) for each in maps), strict=True):
+        for p, own, q, heard, *parts in zip(*(each.split(chunk) for each in maps), strict=True):
             for (weight, _), part in zip(terms, parts, strict=True):
                 heard.add_(part, alpha=weight)
             (parts[0] if fresh else heard).add_(q, alpha=-bilateral.own if fresh else bilateral.own)
@@ -147,28 +186,68 @@ def _mean_field(image_HW3: Tensor, p_PK: Tensor, own_P: Tensor, params: CrfParam
 
 
 class _Gaussian:
-    """w n K n of the kernel over position as a convolution; n makes up for the border."""
+    """w n K n of the kernel over position; n makes up for the border."""
 
-    def __init__(self, size: tuple[int, int, int], params: CrfParams, device: torch.device) -> None:
-        """`size`: rows, columns and channels of the maps."""
-        height, width, self._channels = size
-        self._reach = max(1, math.ceil(REACH * params.gaussian_sxy))
-        weights = torch.exp(-0.5 * (torch.arange(-self._reach, self._reach + 1) / params.gaussian_sxy) ** 2)
+    def __init__(self, photos: Photos, channels: int, params: CrfParams) -> None:
+        self._photos = photos
+        form = _Bands if devices.many_threads(photos.colours_P3) else _Convolution
+        device = photos.colours_P3.device
+        self._forms = [form(size, channels, params, device) for size, _ in groupby(photos.sizes)]
+
+    def __call__(self, q_PK: Tensor) -> Tensor:
+        """(P, K) -> (P, K)."""
+        runs = zip(self._forms, self._photos.maps(q_PK), strict=True)
+        heard = [form(q_BHWK).flatten(0, 2) for form, q_BHWK in runs]
+        return torch.cat(heard) if len(heard) > 1 else heard[0]
+
+
+def _weights(params: CrfParams, offsets: Tensor) -> Tensor:
+    """Of the Gaussian at some distances in pixels; 0 beyond its reach."""
+    weights = torch.exp(-0.5 * (offsets / params.gaussian_sxy) ** 2)
+    return weights * (offsets.abs() <= _reach(params))
+
+
+def _reach(params: CrfParams) -> int:
+    return max(1, math.ceil(REACH * params.gaussian_sxy))
+
+
+class _Bands:
+    """Products with matrices of H x H and W x W: few large steps in full float32, as a GPU likes them."""
+
+    def __init__(self, size: tuple[int, int], channels: int, params: CrfParams, device: torch.device) -> None:
+        self._rows_HH, self._columns_WW = (self._band(length, params, device) for length in size)
+        self._rows_HH *= params.gaussian_compat
+
+    def __call__(self, q_BHWK: Tensor) -> Tensor:
+        """(B, H, W, K) -> (B, H, W, K)."""
+        heard_BHQ = torch.matmul(self._rows_HH, q_BHWK.flatten(2))
+        return torch.matmul(self._columns_WW, heard_BHQ.view(q_BHWK.shape))
+
+    def _band(self, length: int, params: CrfParams, device: torch.device) -> Tensor:
+        places = torch.arange(length, device=device)
+        band = _weights(params, places - places[:, None])
+        return band / band.sum(1, keepdim=True)
+
+
+class _Convolution:
+    """A convolution, whose borders are made up for afterwards."""
+
+    def __init__(self, size: tuple[int, int], channels: int, params: CrfParams, device: torch.device) -> None:
+        self._reach, self._channels = _reach(params), channels
+        weights = _weights(params, torch.arange(-self._reach, self._reach + 1))
         weights /= weights.sum()
         kernel = params.gaussian_compat * torch.outer(weights, weights)
-        self._kernel = kernel.expand(self._channels, 1, -1, -1).contiguous().to(device)
-        self._borders = [self._border(length, weights) for length in (height, width)]
+        self._kernel = kernel.expand(channels, 1, -1, -1).contiguous().to(device)
+        self._borders = [self._border(length, weights) for length in size]
 
-    def __call__(self, q_HWK: Tensor) -> Tensor:
-        """(H, W, K) -> (H, W, K)."""
-        # Not permute and then [None]: of that, the convolution does not see that channels come last.
-        channels_last = q_HWK[None].permute(0, 3, 1, 2)
-        heard = F.conv2d(channels_last, self._kernel, padding=self._reach, groups=self._channels)
-        heard_HWK = heard.permute(0, 2, 3, 1)[0].contiguous()
-        for dim, border in enumerate(self._borders):
+    def __call__(self, q_BHWK: Tensor) -> Tensor:
+        """(B, H, W, K) -> (B, H, W, K)."""
+        heard = F.conv2d(q_BHWK.permute(0, 3, 1, 2), self._kernel, padding=self._reach, groups=self._channels)
+        heard_BHWK = heard.permute(0, 2, 3, 1).contiguous()
+        for dim, border in enumerate(self._borders, 1):
             for place, factor in border:
-                heard_HWK.select(dim, place).mul_(factor)
-        return heard_HWK
+                heard_BHWK.select(dim, place).mul_(factor)
+        return heard_BHWK
 
     def _border(self, length: int, weights: Tensor) -> list[tuple[int, float]]:
         """Places near the ends, and what makes their sum as large as in the middle."""
@@ -179,16 +258,13 @@ class _Gaussian:
 class _Bilateral:
     """w n K n of the kernel over position and colour: filtered in some iterations, extrapolated in the others."""
 
-    def __init__(self, image_HW3: Tensor, params: CrfParams, thrift: Thrift) -> None:
+    def __init__(self, photos: Photos, params: CrfParams, thrift: Thrift) -> None:
         self.own = thrift.own * params.bilateral_compat
         self._filtered, self._order = thrift.filtered(params.iterations), thrift.order
         self._last: list[tuple[int, Tensor]] = []  # iterations, and their messages less `own` times the marginals
         self._lattice: Lattice | None = None
         if params.bilateral_compat:
-            features_5P = image_features(image_HW3)
-            deviations = [params.bilateral_sxy] * 2 + [params.bilateral_srgb] * 3
-            scaled_5P = features_5P / features_5P.new_tensor(deviations)[:, None]
-            self._lattice = build_lattice(scaled_5P).normalised(params.bilateral_compat)
+            self._lattice = bilateral_kernel(photos.features(), params, photos)
 
     def terms(self, step: int, q_PK: Tensor) -> tuple[bool, list[tuple[float, Tensor]]]:
         """Whether it is filtered in this iteration, and weights and (P, K) maps; to be asked for all in their order.
@@ -199,7 +275,8 @@ class _Bilateral:
         if self._lattice is None:
             return False, []
         if step in self._filtered:
-            message_PK = self._lattice.filter(q_PK, torch.float32 if q_PK.shape[1] <= FEW else torch.float16)
+            half = q_PK.shape[1] > FEW and not devices.many_threads(q_PK)
+            message_PK = self._lattice.filter(q_PK, torch.float16 if half else torch.float32)
             self._last = [*self._last, (step, message_PK)][-self._order :]
             return True, [(1.0, message_PK)]
         places, maps = zip(*self._last, strict=True)

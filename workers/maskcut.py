@@ -2,7 +2,8 @@
 
 Works on any features of any patch grid. What the published program leaves to chance is fixed: the eigenvector's sign
 is canonical (peak positive, which is what its authors describe), a graph without any cut gives no mask, and a stage
-whose graph has not changed is not solved again.
+whose graph has not changed is not solved again. On a GPU a batch is done without a word to the host
+(`workers.batch_cuts`), here photo by photo.
 
 Shapes: B images, N = h * w patches row by row, D channels.
 """
@@ -18,15 +19,16 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from workers.ncut import affinity_edges, second_eigenvector, second_eigenvector_dense
+from workers import devices
+from workers.batch_cuts import MAX_OVERLAP, MIN_AREA, BatchCut, batch_cuts, cuttable
+from workers.ncut import MAX_STEPS, TOLERANCE, affinity_edges, second_eigenvector, second_eigenvector_dense
 
 Solver = Literal["iterative", "dense"]
 SOLVERS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "iterative": second_eigenvector,
     "dense": second_eigenvector_dense,
 }
-MAX_OVERLAP = 0.5  # a later mask with a larger IoU with the one before is rejected
-MIN_AREA = 0.01  # a later mask of at most this share of the patches is rejected
+FIRST_STEPS = 32  # of Lanczos on a GPU, which suffice for nearly all photos
 
 
 class MaskCut(NamedTuple):
@@ -84,15 +86,50 @@ def maskcut_stages(
     """As `maskcut`, with every decision of every stage: (B lists of max_masks cuts)."""
     feats_BND = torch.as_tensor(feats_BND)
     _check(feats_BND, grid, tau, max_masks, solver)
+    if devices.many_threads(feats_BND) and solver == "iterative" and feats_BND.shape[1] > 1:
+        return _stages_unasked(feats_BND, grid, tau, max_masks)
+    _check_finite(bool(torch.isfinite(feats_BND).all()))
     edges_BNN = affinity_edges(feats_BND, tau)
-    cuttable = _cuttable(edges_BNN)
+    can_be_cut = cuttable(edges_BNN).tolist() if feats_BND.shape[1] > 1 else [False] * len(feats_BND)
     cuts: list[list[Cut]] = [[] for _ in range(len(feats_BND))]
     for _ in range(max_masks):
-        active = [i for i, earlier in enumerate(cuts) if cuttable[i] and not _unchanged(earlier)]
+        active = [i for i, earlier in enumerate(cuts) if can_be_cut[i] and not _unchanged(earlier)]
         vectors = _solve(edges_BNN, cuts, active, grid, solver)
         for i, earlier in enumerate(cuts):
             earlier.append(_next_cut(vectors.get(i), earlier, grid))
     return cuts
+
+
+def _stages_unasked(feats_BND: Tensor, grid: tuple[int, int], tau: float, max_masks: int) -> list[list[Cut]]:
+    """One transfer; and of photos whose eigenvectors need more steps, which are rare, a second one."""
+    edges_BNN = affinity_edges(feats_BND, tau)
+    packed = _pack(batch_cuts(edges_BNN, grid, max_masks, FIRST_STEPS))
+    finite = torch.isfinite(feats_BND).all().to(packed.dtype)
+    fetched = torch.cat([packed.flatten(), finite[None]]).cpu().numpy()
+    _check_finite(fetched[-1] == 1)
+    found = fetched[:-1].reshape(packed.shape)
+    hard = np.flatnonzero((found[..., -1] >= TOLERANCE).any(1))
+    if len(hard):
+        chosen_BNN = edges_BNN[torch.from_numpy(hard).to(edges_BNN.device)]
+        found[hard] = _pack(batch_cuts(chosen_BNN, grid, max_masks, MAX_STEPS)).cpu().numpy()
+    return [[_unpack(stage, grid) for stage in stages] for stages in found]
+
+
+def _pack(cuts: list[BatchCut]) -> Tensor:
+    """(B, S, 4 N + 4) float64: maps one after the other, then the numbers."""
+    rows = []
+    for cut in cuts:
+        maps = (cut.eigenvector_BN, cut.side_BN, cut.component_BN, cut.mask_BN)
+        numbers = (cut.seed_B, cut.reversed_B, cut.accepted_B, cut.residual_B)
+        rows.append(torch.cat([*maps, *(number_B[:, None] for number_B in numbers)], 1))
+    return torch.stack(rows, 1)
+
+
+def _unpack(stage: np.ndarray, grid: tuple[int, int]) -> Cut:
+    vector_hw, *maps = stage[:-4].reshape(4, *grid)
+    side_hw, component_hw, mask_hw = (each.astype(bool) for each in maps)
+    seed, exchanged, accepted = (int(number) for number in stage[-4:-1])
+    return Cut(vector_hw, side_hw, seed, bool(exchanged), component_hw, bool(accepted), mask_hw)
 
 
 def bipartition(vector_hw: np.ndarray) -> tuple[np.ndarray, int, bool]:
@@ -150,14 +187,6 @@ def _painted(earlier: list[Cut], grid: tuple[int, ...]) -> np.ndarray:
     return painted
 
 
-def _cuttable(edges_BNN: Tensor) -> list[bool]:
-    """False for a graph whose eigenvectors are arbitrary: complete, or without an edge between two patches."""
-    edges_B = edges_BNN.sum((1, 2), dtype=torch.float64)
-    loops_B = edges_BNN.diagonal(dim1=1, dim2=2).sum(1, dtype=torch.float64)
-    patches = edges_BNN.shape[-1]
-    return ((edges_B < patches * patches) & (edges_B > loops_B)).tolist() if patches > 1 else [False] * len(edges_BNN)
-
-
 def _solve(
     edges_BNN: Tensor, cuts: list[list[Cut]], active: list[int], grid: tuple[int, int], solver: str
 ) -> dict[int, np.ndarray]:
@@ -181,5 +210,8 @@ def _check(feats_BND: Tensor, grid: tuple[int, int], tau: float, max_masks: int,
         raise ValueError(f"max_masks must be at least 1, got {max_masks}")
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {sorted(SOLVERS)}, got {solver!r}")
-    if not bool(torch.isfinite(feats_BND).all()):
+
+
+def _check_finite(finite: bool) -> None:
+    if not finite:
         raise ValueError("features hold NaN or infinite values")

@@ -10,7 +10,6 @@ import io
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from pycocotools import mask as coco
 
 ID_LIMIT = 1 << 24  # an id must fit the three bytes of a panoptic PNG's pixel
 
@@ -21,6 +20,8 @@ Box = tuple[float, float, float, float]
 def encode_rle(mask_hw: ArrayLike) -> str:
     """(h, w) bool -> COCO's compressed run-length counts, column by column. ValueError on another rank or dtype."""
     mask = _checked_mask(mask_hw)
+    from pycocotools import mask as coco  # who asks for boxes and sizes alone does without
+
     counts: bytes = coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
     return counts.decode("ascii")
 
@@ -33,6 +34,8 @@ def decode_rle(counts: str, height: int, width: int) -> BoolArray:
     runs = _run_lengths(counts)
     if runs.size == 0 or runs.min() < 0 or runs.sum() != height * width:
         raise ValueError(f"the RLE does not fill {height}x{width}: {runs.size} runs, {runs.sum()} pixels")
+    from pycocotools import mask as coco
+
     decoded: NDArray[np.uint8] = coco.decode({"size": [height, width], "counts": counts.encode("ascii")})
     return np.ascontiguousarray(decoded, dtype=np.bool_)
 

@@ -4,7 +4,8 @@ Splat the points' values on the vertices of the simplices around them, blur alon
 values back at the points. Linear in the points and in d, where a full Gaussian is quadratic in the points. A vertex
 that no point touches does not exist: the blur reads 0 there and does not create it.
 
-Splat, blur and slice are one primitive, a weighted sum of table rows, so one code serves CPU and GPU.
+Splat, blur and slice are one primitive, a weighted sum of table rows, so one code serves CPU and GPU. The lattices of
+several clouds of points (photos) are one lattice, in which no vertex of one is that of another, or its neighbour.
 
 Names end in their shape: P points, D = d+1 lattice coordinates (and vertices of a simplex), V vertices, C channels.
 """
@@ -12,11 +13,14 @@ Names end in their shape: P points, D = d+1 lattice coordinates (and vertices of
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
+
+from workers import devices
 
 MAX_ELEVATED = 2**20  # above, float32 has less than 3 bits left for the position inside a cell
 
@@ -60,10 +64,11 @@ class Lattice:
         )
 
 
-def build_lattice(features_dP: Tensor) -> Lattice:
+def build_lattice(features_dP: Tensor, clouds: Sequence[int] | None = None) -> Lattice:
     """The lattice of P points with d features each, in units of the Gaussian's standard deviation.
 
-    `features_dP`: (d, P) float32, finite, d and P at least 1; the lattice lies on its device.
+    `features_dP`: (d, P) float32, finite, d and P at least 1; the lattice lies on its device. `clouds`: how many points
+    each cloud has, which are filtered as if alone and lie one after the other; None: all are one cloud.
     Raises ValueError when the features spread so far that float32 cannot place a point inside a cell (about 2^20
     lattice units, some 10^5 standard deviations), or when P (d+1) does not fit in an int32.
     """
@@ -71,8 +76,11 @@ def build_lattice(features_dP: Tensor) -> Lattice:
     if points * (d + 1) >= 2**31:
         raise ValueError(f"{points} points in {d} dimensions are too many for one lattice: use a smaller image")
     cells_DP, ranks_DP, weights_PD = _enclosing_simplices(features_dP)
-    strides_D = _code_strides(cells_DP)
-    codes, order = _vertex_codes(cells_DP, ranks_DP, strides_D).flatten().sort(stable=True)
+    strides_D, cloud_stride = _code_strides(cells_DP, len(clouds or [points]))
+    codes_PD = _vertex_codes(cells_DP, ranks_DP, strides_D)
+    if clouds is not None and len(clouds) > 1:
+        codes_PD += (_cloud_numbers(clouds, points, codes_PD) * cloud_stride)[:, None]
+    codes, order = codes_PD.flatten().sort(stable=True)
 
     first = torch.ones_like(codes, dtype=torch.bool)
     torch.ne(codes[1:], codes[:-1], out=first[1:])
@@ -137,8 +145,16 @@ def _enclosing_simplices(features_dP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return cells_DP, ranks, weights_PD
 
 
-def _code_strides(cells_DP: Tensor) -> Tensor:
-    """(D,) factors that turn the lattice coordinates of a vertex into one integer, int32 if that suffices, else int64.
+def _cloud_numbers(clouds: Sequence[int], points: int, codes_PD: Tensor) -> Tensor:
+    """(P,) the number of each point's cloud, of the codes' dtype and device."""
+    counts = torch.tensor(clouds, device=codes_PD.device)
+    numbers = torch.arange(len(clouds), dtype=codes_PD.dtype, device=codes_PD.device)
+    return numbers.repeat_interleave(counts, output_size=points)
+
+
+def _code_strides(cells_DP: Tensor, clouds: int) -> tuple[Tensor, int]:
+    """(D,) factors that turn the lattice coordinates of a vertex into one integer, int32 if that suffices, else int64;
+    and what one cloud's codes lie apart from the next one's.
 
     A vertex of remainder r has coordinates (d+1) m + r; its code is r + sum(m * stride), so that a step in the lattice
     adds a constant. The last coordinate follows from the others and has stride 0. Mixed radix, hence unique (also when
@@ -150,12 +166,14 @@ def _code_strides(cells_DP: Tensor) -> Tensor:
     for low, high in zip(lowest, highest, strict=True):
         strides.append(product)
         product *= high - low + 3  # vertices reach one cell below; no neighbour may be taken for a vertex
+    strides.append(product)
+    product *= clouds
     if product >= 2**62:
         strides = [pow(0x9E3779B97F4A7C15, axis + 1, 2**63) for axis in range(len(strides))]
     dtype = torch.int32 if product <= 2**32 else torch.int64
     if dtype == torch.int32:
         strides = [_wrapped(stride) for stride in strides]
-    return torch.tensor([*strides, 0], dtype=dtype, device=cells_DP.device)
+    return torch.tensor([*strides[:-1], 0], dtype=dtype, device=cells_DP.device), strides[-1]
 
 
 def _wrapped(number: int) -> int:
@@ -189,11 +207,24 @@ def _neighbours(codes_V: Tensor, remainders_V: Tensor, strides_D: Tensor) -> Ten
     neighbours_DV2 = rows_V.new_full((size, vertices + 1, 2), vertices)
     wrapped = size - 1 - strides_D.sum(dtype=strides_D.dtype)
     one_less_V = codes_V + torch.where(remainders_V == 0, wrapped, -1).to(codes_V.dtype)
-    place_DV = _RowsByCode(codes_V).find((one_less_V + strides_D[:, None]).flatten()).view(size, vertices)
+    find = _rows_by_search if devices.many_threads(codes_V) else _rows_by_hash
+    place_DV = find(codes_V, (one_less_V + strides_D[:, None]).flatten()).view(size, vertices)
     neighbours_DV2[:, :vertices, 0] = place_DV
     neighbours_DV2[:, :, 1].scatter_(1, place_DV.long(), rows_V.expand(size, vertices))
     neighbours_DV2[:, vertices] = vertices
     return neighbours_DV2
+
+
+def _rows_by_search(codes_V: Tensor, wanted_N: Tensor) -> Tensor:
+    """As `_rows_by_hash`, by binary search of the codes, which are sorted; without a word to the host."""
+    found_N = torch.searchsorted(codes_V, wanted_N, out_int32=True)
+    hit_N = codes_V.index_select(0, found_N.clamp(max=len(codes_V) - 1)) == wanted_N
+    return torch.where(hit_N, found_N, len(codes_V))
+
+
+def _rows_by_hash(codes_V: Tensor, wanted_N: Tensor) -> Tensor:
+    """(V,) different codes, (N,) codes -> (N,) int32 rows, V where no row has the code."""
+    return _RowsByCode(codes_V).find(wanted_N)
 
 
 class _RowsByCode:

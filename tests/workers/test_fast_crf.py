@@ -12,8 +12,9 @@ from scipy import ndimage
 
 from tests.workers.test_crf import noise_image, random_probs, two_colours
 from workers import fast_crf as fast_crf_module
-from workers.crf import CUTLER, STEGO, dense_crf, exact_log_odds, refine_masks
-from workers.fast_crf import TWO, fast_crf, fast_log_odds
+from workers.crf import CUTLER, STEGO, CrfParams, LogOdds, dense_crf, exact_log_odds, refine_masks, refine_masks_of
+from workers.fast_crf import TWO, fast_crf, fast_crf_of, fast_log_odds
+from workers.photo_pixels import stack_photos
 
 
 def photo(height: int, width: int) -> np.ndarray:
@@ -36,10 +37,18 @@ def colour_probs(image: np.ndarray, classes: int, patch: int = 8) -> torch.Tenso
     return torch.nn.functional.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0].softmax(0)
 
 
+def foreground(log_odds: LogOdds, image: np.ndarray, masks: np.ndarray, params: CrfParams) -> torch.Tensor:
+    """(n, h, w) bool: where the foreground is likelier than the background."""
+    photos = stack_photos([torch.from_numpy(image)], "cpu")
+    found_PN = log_odds(photos, torch.from_numpy(masks).flatten(1).t(), params)
+    return found_PN.t().view(masks.shape) > 0
+
+
 def agreement(first: torch.Tensor, second: torch.Tensor) -> float:
     return float((first == second).float().mean())
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("size", [(96, 128), (97, 113)])
 def test_many_classes_get_the_labels_of_the_exact_crf(size: tuple[int, int]) -> None:
     image = photo(*size)
@@ -51,13 +60,12 @@ def test_many_classes_get_the_labels_of_the_exact_crf(size: tuple[int, int]) -> 
     assert fast.dtype == torch.float32 and fast.min() >= 0
 
 
+@pytest.mark.usefixtures("either_way")
 def test_two_classes_get_the_labels_of_the_exact_crf() -> None:
     image = photo(119, 158)  # odd in one direction
     y, x = np.mgrid[:119, :158] // 8 * 8
     masks = np.stack([(y - 50) ** 2 + (x - 60) ** 2 < 900, (y > 70) & (x < 90), np.zeros((119, 158), bool)])
-    wanted = torch.from_numpy(image), torch.from_numpy(masks), CUTLER
-    exact, fast = exact_log_odds(*wanted) > 0, fast_log_odds(*wanted) > 0
-    assert fast.shape == masks.shape
+    exact, fast = (foreground(form, image, masks, CUTLER) for form in (exact_log_odds, fast_log_odds))
     assert agreement(exact, fast) > 0.985  # of a small photo many pixels lie on an outline
     assert not fast[2].any()
 
@@ -70,13 +78,40 @@ def test_masks_keep_to_the_edge_by_the_fast_crf_too() -> None:
     assert iou[0] == pytest.approx(21 / 24, abs=0.02)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 3), (5, 4)])
 def test_photos_of_a_few_pixels(size: tuple[int, int]) -> None:
     image, probs = noise_image(*size), random_probs(5, *size)
     found = fast_crf(image, probs, STEGO)
     assert found.shape == probs.shape and torch.allclose(found.sum(0), torch.ones(size), atol=1e-3)
-    masks = torch.ones(2, *size, dtype=torch.bool)
-    assert fast_log_odds(torch.from_numpy(image), masks, CUTLER).shape == masks.shape
+    assert foreground(fast_log_odds, image, np.ones((2, *size), bool), CUTLER).all()
+
+
+@pytest.mark.usefixtures("either_way")
+def test_photos_together_equal_photos_one_by_one() -> None:
+    """Of two sizes, and each with other classes of its own."""
+    images = [photo(40, 56), photo(56, 40), noise_image(40, 56) // 2, photo(40, 56)[::-1].copy()]
+    probs = [colour_probs(image, 12) for image in images]
+    probs[3] = torch.cat([probs[3][:2] + 1e-3, probs[3][2:] * 1e-4])
+    probs[3] /= probs[3].sum(0)
+    together = fast_crf_of(images, probs, STEGO)
+    for q, image, given in zip(together, images, probs, strict=True):
+        torch.testing.assert_close(q, fast_crf(image, given, STEGO), atol=1e-3, rtol=0)
+
+
+@pytest.mark.usefixtures("either_way")
+def test_masks_of_several_photos_equal_those_of_each() -> None:
+    images = [photo(41, 56), two_colours(48), photo(41, 56)[::-1].copy()]
+    rng = np.random.default_rng(0)
+    masks = [
+        np.kron(rng.random((n, 6, 7)) < 0.5, np.ones((1, 8, 8), bool))[:, : image.shape[0], : image.shape[1]]
+        for n, image in zip((2, 1, 3), images, strict=True)
+    ]
+    together = refine_masks_of(images, masks, CUTLER, device="cpu", log_odds=fast_log_odds)
+    for (refined, iou), image, coarse in zip(together, images, masks, strict=True):
+        alone, alone_iou = refine_masks(image, coarse, CUTLER, device="cpu", log_odds=fast_log_odds)
+        assert (refined == alone).mean() > 0.999
+        np.testing.assert_allclose(iou, alone_iou, atol=2e-3)
 
 
 @pytest.mark.parametrize("left_out", ["gaussian_compat", "bilateral_compat"])
@@ -98,12 +133,12 @@ def test_messages_of_two_classes_need_not_be_filtered_each_time(
     iterations: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = photo(96, 96)
-    masks = torch.zeros(1, 96, 96, dtype=torch.bool)
+    masks = np.zeros((1, 96, 96), bool)
     masks[:, 24:72, 16:56] = True
-    given = torch.from_numpy(image), masks, replace(CUTLER, iterations=iterations)
-    thrifty = fast_log_odds(*given) > 0
+    given = image, masks, replace(CUTLER, iterations=iterations)
+    thrifty = foreground(fast_log_odds, *given)
     monkeypatch.setattr(fast_crf_module, "TWO", replace(TWO, filtered=lambda iterations: {*range(iterations)}))
-    assert agreement(fast_log_odds(*given) > 0, thrifty) > 0.99
+    assert agreement(foreground(fast_log_odds, *given), thrifty) > 0.99
 
 
 def test_what_the_exact_crf_refuses_is_refused() -> None:
@@ -115,6 +150,7 @@ def test_what_the_exact_crf_refuses_is_refused() -> None:
         fast_crf(noise_image(4, 4), random_probs(3, 4, 4), replace(STEGO, bilateral_compat=70.0))
 
 
+@pytest.mark.usefixtures("either_way")
 def test_labels_of_photos_are_the_published_ones_but_for_a_few_in_a_thousand(shared_dir: Path) -> None:
     with np.load(shared_dir / "parity" / "densecrf.npz") as arrays:
         reference = dict(arrays)
@@ -127,6 +163,6 @@ def test_labels_of_photos_are_the_published_ones_but_for_a_few_in_a_thousand(sha
     same = []
     for name in ("cutler0", "cutler1", "cutler2"):
         mask = np.kron(reference[f"{name}_mask60"], np.ones((8, 8), np.uint8)).astype(bool)
-        found = fast_log_odds(torch.from_numpy(reference[f"{name}_image"]), torch.from_numpy(mask[None]), CUTLER) > 0
+        found = foreground(fast_log_odds, reference[f"{name}_image"], mask[None], CUTLER)
         same.append(agreement(found[0], torch.from_numpy(reference[f"{name}_map"]).bool()))
     assert np.mean(same) > 0.994  # of one of the three photos 98.8 %

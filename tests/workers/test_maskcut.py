@@ -36,6 +36,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / union) if union else 1.0
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("solver", ["iterative", "dense"])
 @pytest.mark.parametrize("grid", [(12, 12), (8, 20)])
 def test_objects_are_found_one_after_the_other(grid: tuple[int, int], solver: Any) -> None:
@@ -46,6 +47,7 @@ def test_objects_are_found_one_after_the_other(grid: tuple[int, int], solver: An
     assert found == {0, 1}
 
 
+@pytest.mark.usefixtures("either_way")
 def test_solvers_agree_and_batches_do_not_mix() -> None:
     grid = (10, 14)
     feats = torch.cat([blobs(grid, [(1, 1, 5, 6)]), blobs(grid, [(4, 6, 9, 12), (0, 0, 3, 4)])])
@@ -56,6 +58,7 @@ def test_solvers_agree_and_batches_do_not_mix() -> None:
         assert np.allclose(together[i].eigenvectors, alone.eigenvectors, atol=1e-4)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_graph_without_a_cut_gives_empty_masks() -> None:
     """A constant image (complete graph) and one without any edge have arbitrary eigenvectors: no mask, no accident."""
     constant = torch.ones(1, 16, 4)
@@ -69,6 +72,7 @@ def test_a_graph_without_a_cut_gives_empty_masks() -> None:
     assert not maskcut(torch.ones(1, 1, 4), (1, 1), tau=0.15, max_masks=2)[0].masks.any()
 
 
+@pytest.mark.usefixtures("either_way")
 def test_masks_are_disjoint_and_a_repeat_is_subtracted_away() -> None:
     stages = maskcut_stages(blobs((12, 12), [(3, 3, 9, 9)]), (12, 12), tau=0.3, max_masks=5)[0]
     assert np.sum([cut.mask for cut in stages], axis=0).max() == 1
@@ -137,6 +141,7 @@ def test_wrong_arguments_are_refused(change: dict[str, Any], message: str) -> No
         maskcut(torch.rand(1, 16, 4), grid, **arguments)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_features_that_are_not_finite_are_refused() -> None:
     feats = torch.rand(1, 16, 4)
     feats[0, 3, 1] = float("nan")
@@ -150,6 +155,7 @@ def published(shared_dir: Path) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in arrays.files}
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize(("key", "tau", "max_masks"), CONFIGS)
 def test_masks_equal_the_published_program(
     published: dict[str, np.ndarray], key: str, tau: float, max_masks: int

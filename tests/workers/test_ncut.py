@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from workers.ncut import affinity_edges, canonical_sign, degrees, second_eigenvector, second_eigenvector_dense
+from workers.ncut import (
+    _largest_ritz,
+    _largest_ritz_by_squaring,
+    affinity_edges,
+    canonical_sign,
+    degrees,
+    second_eigenvector,
+    second_eigenvector_dense,
+    second_eigenvector_unasked,
+)
 
 
 def features(batch: int, patches: int, seed: int, parts: int = 3) -> torch.Tensor:
@@ -32,6 +41,34 @@ def test_iterative_equals_dense(patches: int) -> None:
     if patches >= 40:  # smaller graphs have ties, where the vector is arbitrary
         cosine = (weight * vectors * expected).sum(-1).abs()
         assert cosine.min() > 1 - 1e-6
+
+
+@pytest.mark.parametrize("patches", [2, 3, 5, 40, 144])
+def test_the_solver_that_asks_nothing_equals_the_one_that_looks(patches: int) -> None:
+    edges = affinity_edges(features(4, patches, seed=patches), 0.15)
+    free = torch.ones(4, patches)
+    free[1:, : patches // 3] = 0
+    free[3] = 0  # all is painted: no vector, and no accident
+    vectors, residuals = second_eigenvector_unasked(edges, free, steps=96)
+    expected, _ = second_eigenvector(edges, free, tolerance=1e-9)
+    assert residuals.max() < 1e-6 and not vectors[3].any()
+    if patches >= 40:
+        torch.testing.assert_close(vectors, expected, rtol=1e-3, atol=1e-7)
+
+
+def test_too_few_steps_leave_a_residual() -> None:
+    edges = affinity_edges(features(1, 144, seed=0), 0.15)
+    _, residual = second_eigenvector_unasked(edges, torch.ones(1, 144), steps=4)
+    assert residual > 1e-3
+
+
+def test_the_largest_eigenvector_by_squaring_is_that_of_eigh() -> None:
+    generator = torch.Generator().manual_seed(0)
+    diagonal, beside = (torch.rand(5, k, generator=generator, dtype=torch.float64) / 3 for k in (24, 23))
+    diagonal[0, -1], beside[1:3] = -2, beside[1:3] * 1e-6  # an exhausted space, and eigenvalues that lie close
+    _, expected = _largest_ritz(diagonal, beside)
+    found = _largest_ritz_by_squaring(diagonal, beside)
+    torch.testing.assert_close((found * expected).sum(1).abs(), torch.ones(5).double(), rtol=0, atol=1e-9)
 
 
 def test_an_image_gives_the_same_vector_alone_and_in_a_batch() -> None:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workers import devices
 from workers.permutohedral import build_lattice
 
 F32 = np.float32
@@ -77,6 +78,7 @@ def assert_same_filter(features_dp: np.ndarray) -> None:
     np.testing.assert_allclose(lattice.filter(torch.from_numpy(values_pc)), literal.filter(values_pc), rtol=2e-5)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("d", [1, 2, 3, 5])
 @pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
 def test_filter_is_the_literal_one(d: int, spread: float) -> None:
@@ -106,11 +108,32 @@ def test_any_cloud_of_any_size(seed: int, points: int, scale: float) -> None:
     assert_same_filter(features_dp)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("scale", [1.0, 100.0, 1_000.0, 20_000.0])
 def test_vertices_stay_apart_when_their_codes_outgrow_an_integer(scale: float) -> None:
     # Codes are int32, int64, int64 and hashed; pairs of points stay neighbours while the pairs lie far apart.
     pairs = np.random.default_rng(3).uniform(0, scale, (5, 60)).astype(F32)
     assert_same_filter(np.concatenate([pairs, pairs + F32(0.25)], axis=1))
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1_000.0, 20_000.0])
+def test_clouds_do_not_hear_of_each_other(scale: float) -> None:
+    """Not even those in the same place. Codes are int32, int64, int64 and hashed."""
+    rng = np.random.default_rng(4)
+    first, second = (torch.from_numpy(rng.uniform(0, scale, (5, points)).astype(F32)) for points in (60, 40))
+    clouds, values = [first, second, first + 0.1, first], torch.from_numpy(rng.random((220, 3), F32))
+    lattice = build_lattice(torch.cat(clouds, 1), [60, 40, 60, 60]).normalised(2.0)
+    together = lattice.filter(values).split([60, 40, 60, 60])
+    for cloud, value, filtered in zip(clouds, values.split([60, 40, 60, 60]), together, strict=True):
+        torch.testing.assert_close(filtered, build_lattice(cloud).normalised(2.0).filter(value), atol=1e-6, rtol=1e-5)
+
+
+def test_a_search_finds_the_neighbours_that_tables_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = torch.from_numpy(np.random.default_rng(0).uniform(0, 30, (5, 500)).astype(F32))
+    by_tables = build_lattice(features).neighbours_DV2
+    monkeypatch.setattr(devices, "many_threads", lambda where: True)
+    assert torch.equal(build_lattice(features).neighbours_DV2, by_tables)
 
 
 def test_weights_are_barycentric() -> None:
