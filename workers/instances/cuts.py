@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from model.backbone import Backbone
-from workers.crf import CrfParams, exact_log_odds, refine_masks
+from workers import devices
+from workers.crf import CrfParams, exact_log_odds, finish_masks, foregrounds_of, refine_masks
 from workers.decode import Pixels, resize_keep_aspect, resize_square
 from workers.embeddings import embed_crops, masked_crop
 from workers.fast_crf import fast_log_odds
@@ -26,6 +28,8 @@ from workers.ncut import COSINE_BINS, sample_cosines
 from workers.overlap import Job
 from workers.phases import Phases
 
+Cut = tuple[LoadedImage, Pixels, np.ndarray, Tensor]  # as `MaskCuts._cuts` has them
+Refined = tuple[np.ndarray, np.ndarray]  # masks (n, h, w), and how much the CRF kept of each
 Masks = tuple[list[np.ndarray], list[float]]  # final ones at the original size, and their scores
 
 
@@ -59,16 +63,17 @@ class MaskCuts:
     def find(self, images: Sequence[LoadedImage], phases: Phases) -> Job[list[Found]]:
         resized = yield from resize_all(images, self._resize, phases)
         cuts = list(self._cuts(images, resized, phases))
-        refined: list[Masks] = yield [phases.named("crf", self._refine, *cut) for cut in cuts]
+        with phases("crf"):
+            refinements = self._refinements(cuts)
+        pairs = zip(cuts, refinements, strict=True)
+        refined: list[Masks] = yield [phases.named("crf", self._refine, *pair) for pair in pairs]
         crops = yield [phases.named("embedding", self._crops, *pair) for pair in zip(images, refined, strict=True)]
         with phases("embedding"):
             embeddings = self._embeddings(crops)
         masks = zip(refined, embeddings, strict=True)
         return (yield [phases.named("encode", _found, *kept, vectors) for kept, vectors in masks])
 
-    def _cuts(
-        self, images: Sequence[LoadedImage], resized: Sequence[Pixels], phases: Phases
-    ) -> Iterator[tuple[LoadedImage, Pixels, np.ndarray, Tensor]]:
+    def _cuts(self, images: Sequence[LoadedImage], resized: Sequence[Pixels], phases: Phases) -> Iterator[Cut]:
         """Each image with its resized pixels, its coarse masks (n, h, w), and its patch features."""
         params = self._params
         passes = forward_passes(self._backbone, images, resized, (params.features,), self._device, phases)
@@ -86,14 +91,23 @@ class MaskCuts:
             return resize_square(pixels, max(1, round(size / patch)) * patch)
         return resize_keep_aspect(pixels, size, patch)
 
-    def _refine(self, image: LoadedImage, resized_hw3: Pixels, coarse_nhw: np.ndarray, patches_ND: Tensor) -> Masks:
-        """Coarse patch masks (n, h, w) -> masks at the original size and their scores; those the CRF rejects fall."""
-        assert image.pixels is not None
-        patch = self._backbone.patch_size
-        coarse = coarse_nhw.repeat(patch, 1).repeat(patch, 2)
-        crf = self._params.crf
+    def _refinements(self, cuts: Sequence[Cut]) -> list[Callable[[], Refined]]:
+        """Of each image the call that gives its coarse masks after the CRF, which on a GPU is done here, of all."""
+        patch, crf, device = self._backbone.patch_size, self._params.crf, self._device
         log_odds = fast_log_odds if crf.fast else exact_log_odds
-        refined, ious = refine_masks(resized_hw3, coarse, crf, device=self._device, log_odds=log_odds)
+        pixels = [resized for _, resized, _, _ in cuts]
+        coarse = [masks.repeat(patch, 1).repeat(patch, 2) for _, _, masks, _ in cuts]
+        if devices.many_threads(device):
+            found = foregrounds_of(pixels, coarse, crf, device=device, log_odds=log_odds)
+            return [functools.partial(finish_masks, *pair) for pair in zip(found, coarse, strict=True)]
+        refine = functools.partial(refine_masks, params=crf, device=device, log_odds=log_odds)
+        return [functools.partial(refine, *pair) for pair in zip(pixels, coarse, strict=True)]
+
+    def _refine(self, cut: Cut, refine: Callable[[], Refined]) -> Masks:
+        """An image's coarse masks -> masks at the original size and their scores; those the CRF rejects fall."""
+        image, _, coarse_nhw, patches_ND = cut
+        assert image.pixels is not None
+        refined, ious = refine()
         scores = objectness(patches_ND, coarse_nhw) if self._params.score == "objectness" else ious
         height, width = image.pixels.shape[:2]
         kept = [

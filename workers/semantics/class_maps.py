@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.enlarge import argmax_at_size
-from workers.crf import STEGO, CrfParams, dense_crf
+from workers import devices
+from workers.crf import STEGO, CrfParams, dense_crf_of
 from workers.decode import Pixels, resize_keep_aspect
-from workers.fast_crf import fast_crf
+from workers.fast_crf import fast_crf_of
 from workers.images import LoadedImage, Row, table_of_jobs
 from workers.overlap import Flow, Job
 from workers.phases import Phases
@@ -80,7 +81,11 @@ class ClassMapWorker(ABC):
         photos = [image.pixels for image in batch if image.pixels is not None]
         resized = yield [phases.named("resize", self._resize, photo) for photo in photos]
         scores = self._scores(resized, phases)
-        calls = zip(photos, resized, scores, strict=True)
+        crf = self._crf
+        if crf is not None and devices.many_threads(self._device):
+            with phases("crf"):
+                scores, crf = _refined(resized, scores, crf), None
+        calls = [(*each, crf) for each in zip(photos, resized, scores, strict=True)]
         pngs = iter((yield [functools.partial(self._label_png, *call, phases) for call in calls]))
         return [plain_row(image) | {"labels": None if image.pixels is None else next(pngs)} for image in batch]
 
@@ -94,24 +99,29 @@ class ClassMapWorker(ABC):
             return [scores for photos in groups for scores in self.log_probs(photos, phases)]
 
     @torch.inference_mode()
-    def _label_png(self, photo: Pixels, resized: Pixels, log_probs_Shw: Tensor, phases: Phases) -> bytes:
-        if self._crf is not None:
+    def _label_png(
+        self, photo: Pixels, resized: Pixels, log_probs_Shw: Tensor, crf: CrfParams | None, phases: Phases
+    ) -> bytes:
+        if crf is not None:
             with phases("crf"):
-                log_probs_Shw = _refined(resized, log_probs_Shw, self._crf)
+                (log_probs_Shw,) = _refined([resized], [log_probs_Shw], crf)
         with phases("upsample"):
             labels_HW = argmax_at_size(log_probs_Shw, photo.shape[:2]).cpu().numpy()
         with phases("encode"):
             return encode_labels(labels_HW)
 
 
-def _refined(image_HW3: Pixels, log_probs_Shw: Tensor, params: CrfParams) -> Tensor:
-    """(S, h, w) -> (S, H, W) log-probabilities after the CRF on an image of H x W pixels."""
-    if len(log_probs_Shw) < 2:
-        return log_probs_Shw
-    size = image_HW3.shape[:2]
-    upsampled = F.interpolate(log_probs_Shw[None], size=size, mode="bilinear", align_corners=False)[0]
-    refine = fast_crf if params.fast and len(log_probs_Shw) > 2 else dense_crf
-    return refine(image_HW3, upsampled.softmax(0), params).clamp_min(1e-10).log()
+@torch.inference_mode()
+def _refined(images: Sequence[Pixels], log_probs: Sequence[Tensor], params: CrfParams) -> list[Tensor]:
+    """(S, h, w) of each image of H x W pixels -> (S, H, W) log-probabilities after the CRF."""
+    if not images or len(log_probs[0]) < 2:
+        return list(log_probs)
+    probs = [
+        F.interpolate(each[None], size=image.shape[:2], mode="bilinear", align_corners=False)[0].softmax(0)
+        for image, each in zip(images, log_probs, strict=True)
+    ]
+    refine = fast_crf_of if params.fast and len(probs[0]) > 2 else dense_crf_of
+    return [each.clamp_min(1e-10).log() for each in refine(images, probs, params)]
 
 
 def encode_labels(labels_HW: NDArray[np.uint8]) -> bytes:

@@ -57,6 +57,7 @@ def test_masks_follow_the_objects() -> None:
     assert found >= 0.6 * total
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("flow", [None, SideBySide(2), Overlapped(2)], ids=["in turn", "side by side", "overlapped"])
 def test_neither_the_batch_size_nor_the_flow_changes_the_rows(flow: Flow | None) -> None:
     images = [*scenes(4), LoadedImage("bad.jpg", None, Status.EMPTY, "no bytes")]

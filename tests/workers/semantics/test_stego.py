@@ -192,6 +192,7 @@ def test_the_code_is_averaged_with_that_of_the_mirrored_photo() -> None:
         assert worker.log_probs(images, Phases()).detach().numpy() == pytest.approx(wanted.detach().numpy(), abs=1e-5)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_the_crf_cleans_the_map_of_a_noisy_head() -> None:
     image = stripes(64, 128)
     scores = colour_probe(RED, GREEN, BLUE)
