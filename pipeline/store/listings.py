@@ -14,7 +14,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.store import local_files, s3
+from pipeline.store import local_files, s3, s3_walk
 from pipeline.store.places import S3, asking, filesystem, protocol_of, redact, s3_calls
 from pipeline.store.retries import PATIENT, Retry
 
@@ -116,7 +116,7 @@ def glob(uri: str, *, anonymous: bool = False) -> dict[str, int]:
 def walk(uri: str, *, anonymous: bool = False) -> Iterator[FileInfo]:
     """Every file under a folder, in the byte order of its relative path. FileNotFoundError when there is no folder.
 
-    Memory: the names of one local folder, one page of an S3 listing; of other stores the whole listing. A link that
+    Memory: the names of one local folder, some pages of an S3 listing; of other stores the whole listing. A link that
     leads nowhere is listed with size 0. A name that is not valid UTF-8 has surrogate escapes (PEP 383).
     """
     fs, path = filesystem(uri, anonymous=anonymous)
@@ -148,7 +148,7 @@ def _version_of(entry: dict[str, Any]) -> str:
 def _walk_s3(fs: Any, uri: str, path: str) -> Iterator[FileInfo]:
     # s3fs' own `find` holds the whole listing; a page at a time is flat, and S3 sorts keys by their UTF-8 bytes.
     bucket, prefix = place(fs, path)
-    for found in s3.list_keys(s3_calls(fs, uri, PATIENT), bucket, prefix, below=True):
+    for found in s3_walk.walk(s3_calls(fs, uri, PATIENT), bucket, prefix):
         yield FileInfo(found.key.removeprefix(prefix), found.size, found.etag)
 
 
