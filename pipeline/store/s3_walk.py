@@ -26,19 +26,19 @@ PAGE = 1000  # keys
 
 def walk(ask: Ask, bucket: str, prefix: str) -> Iterator[Listed]:
     """Every object below `prefix`, as `list_keys` gives them. Memory: some pages of each piece under way."""
-    one_by_one = list_keys(ask, bucket, prefix, below=True)
+    one_by_one, most = list_keys(ask, bucket, prefix, below=True), HEAD
     while True:
-        head = list(itertools.islice(one_by_one, HEAD))
-        yield from head
-        if len(head) < HEAD:
+        count, last = 0, ""
+        for found in itertools.islice(one_by_one, most):
+            yield found
+            count, last = count + 1, found.key
+        if count < most:
             return
-        last = head[-1].key
         cuts = _cuts(ask, bucket, prefix, last)
-        if not cuts:
-            yield from one_by_one
-            return
-        yield from _side_by_side(ask, bucket, prefix, [last, *cuts])
-        one_by_one = list_keys(ask, bucket, prefix, below=True, after=cuts[-1])
+        most = HEAD if cuts else 2 * most  # where there are no folders, they are looked for less and less
+        if cuts:
+            yield from _side_by_side(ask, bucket, prefix, [last, *cuts])
+            one_by_one = list_keys(ask, bucket, prefix, below=True, after=cuts[-1])
 
 
 def _cuts(ask: Ask, bucket: str, prefix: str, after: str) -> list[str]:
@@ -67,8 +67,9 @@ def _folders(ask: Ask, bucket: str, prefix: str, after: str) -> Iterator[str]:
         request["StartAfter"] = f"{prefix}{inside[0]}0" if inside[1] else after
     for _ in range(FOLDERS):
         page = ask("list_objects_v2", **request)
-        yield from (entry["Prefix"] for entry in page.get("CommonPrefixes", ()))
-        if not page.get("IsTruncated"):
+        found = page.get("CommonPrefixes", ())
+        yield from (entry["Prefix"] for entry in found)
+        if not found or not page.get("IsTruncated"):
             return
         request["ContinuationToken"] = page["NextContinuationToken"]
 

@@ -115,8 +115,12 @@ class Listing:
     def __init__(self, keys: int) -> None:
         self._keys = keys
 
-    def __call__(self, method: str, *, Bucket: str, Prefix: str, ContinuationToken: str = "0") -> dict[str, Any]:
+    def __call__(
+        self, method: str, *, Bucket: str, Prefix: str, ContinuationToken: str = "0", **by_folders: str
+    ) -> dict[str, Any]:
         assert method == "list_objects_v2"
+        if by_folders:
+            return {"IsTruncated": False}
         start = int(ContinuationToken)
         end = min(self._keys, start + 1000)
         contents = [{"Key": f"{Prefix}{number:07d}.jpg", "Size": 120_000} for number in range(start, end)]
