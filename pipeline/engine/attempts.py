@@ -12,6 +12,8 @@ Attempts that ended because their whole node was lost do not count. A worker tha
 a death as any other. Loading the model is an attempt too, under the id of the actor: Ray would start one that dies
 there again for ever. The ledger lives as long as a stage of one run: the next run tries afresh.
 
+On a node that got notice to go, such as a spot instance, nothing begins any more: workers leave between two shards.
+
 The ledger also knows which shards are late. When none is left to begin, idle workers do these a second time, each once;
 the part that is whole first stands. So one slow machine does not decide when a stage ends.
 """
@@ -22,6 +24,8 @@ import bisect
 import collections
 import contextlib
 import faulthandler
+import math
+import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -44,6 +48,7 @@ class Attempt:
     one_by_one: bool = False  # an earlier attempt killed its worker: find out which image does
     crashed: frozenset[str] = frozenset()  # images found out so, which are not to be touched
     given_up: str | None = None  # why it is not tried again
+    leave: bool = False  # the node got notice to go: begin nothing here any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +72,17 @@ class _Work:
 
 
 class Ledger:
-    """The attempts at the shards of a stage. `limit` is `workers.attempts`; `node_lives` tells of a node's id; `shards`
-    are all that are to be done."""
+    """The attempts at the shards of a stage. `limit` is `workers.attempts`; `node_lives` and
+    `node_leaves` tell of a node's id; `shards` are all that are to be done."""
 
-    def __init__(self, limit: int, node_lives: Callable[[str], bool], shards: Collection[int] = ()) -> None:
-        self._limit, self._node_lives = limit, node_lives
+    def __init__(
+        self,
+        limit: int,
+        node_lives: Callable[[str], bool],
+        shards: Collection[int] = (),
+        node_leaves: Callable[[str], bool] = lambda node: False,
+    ) -> None:
+        self._limit, self._node_lives, self._node_leaves = limit, node_lives, node_leaves
         self._under_way: dict[Key, _Work] = {}
         self._not_begun = set(shards)
         self._durations: list[float] = []  # of shards that ended, in order of size
@@ -80,6 +91,8 @@ class Ledger:
 
     def begin(self, key: Key, node: str) -> Attempt:
         """An attempt begins on a node. One that is still open has killed its worker, or went down with its node."""
+        if self._node_leaves(node):
+            return Attempt(leave=True)
         known = self._under_way.setdefault(key, _Work())
         if isinstance(key, int):
             self._not_begun.discard(key)
@@ -149,13 +162,31 @@ def start_ledger(limit: int, shards: Collection[int] = ()) -> Any:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Ledger)
-    return actor.remote(limit, _is_alive, shards)
+    return actor.remote(limit, _is_alive, shards, Leaving())
 
 
 def _is_alive(node: str) -> bool:
     import ray
 
     return any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes())
+
+
+class Leaving:
+    """Whether a node got notice to go, such as a spot instance; the cluster is asked now and then."""
+
+    EVERY_S = 2.0
+
+    def __init__(self) -> None:
+        self._asked, self._nodes = -math.inf, set[str]()
+
+    def __call__(self, node: str) -> bool:
+        if time.monotonic() - self._asked > self.EVERY_S:
+            import ray
+            from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray has no public way to ask
+
+            client = GcsClient(address=ray.get_runtime_context().gcs_address)
+            self._nodes, self._asked = set(client.get_draining_nodes()), time.monotonic()
+        return node in self._nodes
 
 
 class Attempts:
@@ -189,6 +220,8 @@ class Attempts:
         self.node = context.get_node_id()
         self._key = context.get_actor_id() if shard is None else shard
         self.current = self._tell("begin", self.node)
+        if self.current.leave:
+            os._exit(0)  # Ray starts the worker on another node and gives it the same shard
         try:
             with self._watched():
                 yield self.current

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from ray.cluster_utils import Cluster
 
+from pipeline.engine.attempts import Leaving
 from pipeline.engine.receipts import Receipt
 from pipeline.stages.instances import InstanceShards
 from pipeline.stages.panoptic import PanopticShards
@@ -129,6 +130,26 @@ def test_a_node_that_joins_is_used_and_one_that_vanishes_costs_its_shards_in_fli
     parts = sorted((tmp_path / "run" / "instances").glob("*/part-*.parquet"))
     assert [name for part in parts for name in pq.read_table(part)["image_id"].to_pylist()] == names
     assert not list((tmp_path / "run").rglob(".tmp-*"))
+
+
+@pytest.mark.slow
+def test_nothing_is_begun_on_a_node_that_got_notice_to_go(cluster: Cluster, tmp_path: Path, slow_run: Start) -> None:
+    begun = tmp_path / "marks"
+    spot = cluster.add_node(num_cpus=2, resources={"spot": 1})
+    leaving = node_id(cluster, spot=1)
+    process = slow_run("SlowShards", shards=24, workers={"size": 3})
+    wait_for(lambda: len(marks(begun)[leaving]) >= 1, process)
+    command = ["drain-node", "--address", cluster.address, "--node-id", leaving, "--reason-message", "spot"]
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", "600"]
+    subprocess.run([Path(sys.executable).with_name("ray"), *command, *reason], check=True, capture_output=True)
+    time.sleep(Leaving.EVERY_S + 2)  # the ledger asks, and what is under way ends
+    before = marks(begun)[leaving]
+    receipts = receipts_of(process)
+    cluster.remove_node(spot)
+    assert marks(begun)[leaving] == before
+    assert len(before) < 12
+    assert sorted(receipt.shard for receipt in receipts) == list(range(24))
+    assert all(receipt.ok and receipt.attempt == 1 for receipt in receipts), "to leave is no death"
 
 
 @pytest.mark.slow

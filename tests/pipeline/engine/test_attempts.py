@@ -79,6 +79,12 @@ def test_a_node_that_was_lost_is_not_the_fault_of_a_shard() -> None:
     assert book.begin(0, "n") == Attempt(6, one_by_one=True)
 
 
+def test_nothing_begins_on_a_node_that_leaves_and_nobody_is_blamed() -> None:
+    book = Ledger(2, lambda node: True, node_leaves=lambda node: node == "spot")
+    assert [book.begin(0, "spot") for _ in range(3)] == [Attempt(leave=True)] * 3
+    assert book.begin(0, "n") == Attempt(1)
+
+
 def test_a_ledger_that_forgot_takes_what_it_is_told() -> None:
     book = ledger()
     book.touch(3, "a")
