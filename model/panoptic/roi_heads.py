@@ -114,6 +114,7 @@ class CascadeRoIHeads(nn.Module):
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
         detections_per_image: int = 100,
+        class_agnostic: bool = False,
         choose: Choose = random_choice,
     ) -> None:
         super().__init__()
@@ -127,7 +128,7 @@ class CascadeRoIHeads(nn.Module):
         self.sampled, self.positive_fraction, self.choose = sampled, positive_fraction, choose
         self.droploss_threshold = droploss_threshold
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
-        self.detections_per_image = detections_per_image
+        self.detections_per_image, self.class_agnostic = detections_per_image, class_agnostic
 
     def losses(
         self,
@@ -207,6 +208,7 @@ class CascadeRoIHeads(nn.Module):
                 score_threshold=self.score_threshold,
                 nms_threshold=self.nms_threshold,
                 limit=self.detections_per_image,
+                class_agnostic=self.class_agnostic,
             )
             for image in zip(boxes, probs, image_sizes, strict=True)
         ]

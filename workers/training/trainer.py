@@ -23,7 +23,7 @@ from model.panoptic.targets import Target
 from model.ranks import Ranks
 from model.shared_norm import share_statistics
 
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm)
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 LARGEST_LOSS = 1e6  # a training begins near 10, and never comes back from here
@@ -75,13 +75,14 @@ class Optimisation:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one process sees of a step: `images` (3, h, w) uint8 RGB, their targets, their ids, and `first`, the place
-    of the first of them in the whole batch."""
+    """What one process sees of a step: `images` (3, h, w) uint8 RGB, their targets, their ids, `first`, the place of
+    the first of them in the whole batch, and the frozen tokens of each (D, h', w'), where they are known."""
 
     images: Sequence[Tensor]
     targets: Sequence[Target]
     image_ids: Sequence[str]
     first: int = 0
+    tokens: Sequence[Tensor] | None = None
 
 
 class PanopticTrainer:
@@ -160,9 +161,14 @@ class PanopticTrainer:
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         seeds = [(self.settings.seed, self.step, batch.first + i) for i in range(len(batch.images))]
         images = [image.to(self.device, non_blocking=True) for image in batch.images]
+        tokens = batch.tokens and [image.to(self.device, non_blocking=True) for image in batch.tokens]
         with self._autocast():
             losses: dict[str, Tensor] = self._forward(
-                images, batch.targets, generators=[generator_of(*seed) for seed in seeds], ranks=self.ranks
+                images,
+                batch.targets,
+                generators=[generator_of(*seed) for seed in seeds],
+                ranks=self.ranks,
+                tokens=tokens,
             )
         return losses
 
@@ -208,10 +214,14 @@ def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
     torch._foreach_mul_(gradients, factors)
 
 
+def _batch_norms(model: nn.Module) -> list[nn.BatchNorm2d | nn.SyncBatchNorm]:
+    return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm)]
+
+
 @contextlib.contextmanager
 def _cumulative(model: nn.Module) -> Iterator[None]:
     """Batch norms that keep the plain mean of the statistics from here on, from none."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm)]
+    norms = _batch_norms(model)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -227,9 +237,12 @@ def _cumulative(model: nn.Module) -> Iterator[None]:
 def precise_statistics(model: PanopticCascadeRCNN, batches: Iterable[Sequence[Tensor]], ranks: Ranks) -> None:
     """Set the running statistics of all batch norms to their mean over `batches` of (3, h, w) images (PreciseBN).
 
-    What a batch norm keeps in training is a mean over weights that were still changing.
+    What a batch norm keeps in training is a mean over weights that were still changing. A model without any is left
+    alone, and no batch is asked for.
     """
+    if not _batch_norms(model):
+        return
     with _cumulative(model):
         model.train()
         for images in batches:
-            model.backbone(model.prepare(images, ranks=ranks))
+            model.features(images, ranks=ranks)
