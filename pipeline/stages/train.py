@@ -14,12 +14,17 @@ from pipeline.stages.base import FitStage, Photos, Run, categories, stage_of_rou
 from pipeline.stages.facts import Content, Facts, require_there, require_weights
 from pipeline.stages.labels import require_predictions
 from pipeline.stages.named import names_of
+from pipeline.store import storage
 
 if TYPE_CHECKING:
     from pipeline.clusters.names import Names
+    from pipeline.config.model import NetworkConfig
     from pipeline.train.job import TrainSettings
     from pipeline.train.photos import TrainingPhotos
     from workers.training.copy_paste import CopyPaste
+
+
+LATER = ("backbone", "patch_stride", "anchor_sizes", "class_agnostic")  # of train.network
 
 
 class Train(FitStage):
@@ -40,10 +45,13 @@ class Train(FitStage):
         return ("panoptic", thing_stage(config)) if train.whole_masks else ("panoptic",)
 
     def content(self, config: Config, facts: Facts) -> Content:
-        how = {"threads", "checkpoint_every", "picture_every"}
+        how = {"threads", "checkpoint_every", "picture_every", "cache"}
         # Those that decide go by their checksums.
         files = {"names", "labels", "label_pngs", "label_images", "init", "backbone"}
-        fit = {"seed": config.seed, "train": config.train.model_dump(exclude=how | files)}
+        left_out = dict.fromkeys(how | files, True) | {"network": _unsaid(config.train.network)}
+        fit = {"seed": config.seed, "train": config.train.model_dump(exclude=left_out)}
+        if config.train.network.backbone == "vit":
+            fit["frozen"] = [facts.teacher, config.backbone.dtype]
         if self.round:
             return {"self_training": config.self_training.model_dump(include={"steps", "rate"}), **fit}
         train = config.train
@@ -69,6 +77,7 @@ class Train(FitStage):
     def fit(self, run: Run, stage: Stage) -> str:
         from pipeline.train.coco_photos import CocoPhotos
         from pipeline.train.fit import fit_panoptic
+        from pipeline.train.tokens import FOLDER
 
         if self.round:
             require_predictions(run, self.round)
@@ -87,6 +96,7 @@ class Train(FitStage):
                 threads=train.threads,
                 checkpoint_every=train.checkpoint_every,
                 picture_every=train.picture_every,
+                tokens=storage.join(run.uri, FOLDER) if train.cache else None,
                 config={
                     "categories": photos.categories
                     if isinstance(photos, CocoPhotos)
@@ -122,6 +132,7 @@ class Train(FitStage):
         )
 
     def _settings(self, run: Run) -> TrainSettings:
+        from pipeline.predict.frozen import FrozenBackbone
         from pipeline.train.job import TrainSettings
         from workers.training.trainer import Optimisation
 
@@ -141,7 +152,7 @@ class Train(FitStage):
         before = run.stages[stage_of_round("train", self.round - 1)].folder if later else train.init
         return TrainSettings(
             optimisation,
-            train.network.model_dump(),
+            train.network.model_dump(exclude=_unsaid(train.network)),
             short_sides=train.short_sides,
             max_side=train.max_side,
             flip=train.flip,
@@ -150,7 +161,13 @@ class Train(FitStage):
             init=before,
             init_classes="same" if later else train.init_classes,
             backbone=None if later else train.backbone,
+            frozen=FrozenBackbone.of(run.config.backbone) if train.network.backbone == "vit" else None,
         )
+
+
+def _unsaid(network: NetworkConfig) -> set[str]:
+    """Keys that came later, where they have their defaults: trainings of before stay what they are."""
+    return {key for key in LATER if getattr(network, key) == type(network).model_fields[key].default}
 
 
 def _copy_paste(config: Config) -> CopyPaste | None:
