@@ -199,9 +199,7 @@ def test_a_model_asks_for_its_transformer_by_checksum(unbroken: Path, tmp_path: 
         (tmp_path / name).write_bytes((unbroken / name).read_bytes())
     checkpoint["config"]["frozen"] = elsewhere
     (tmp_path / "checkpoint.json").write_text(json.dumps(checkpoint))
-    with pytest.raises(
-        ConfigError, match=r"vits16 with the weights sha256:ab12, and they are not there.*gone\.pth"
-    ):
+    with pytest.raises(ConfigError, match=r"vits16 with the weights sha256:ab12, and they are not there.*gone\.pth"):
         load_predictor(str(tmp_path))
     (tmp_path / "other.pth").write_bytes(b"another file")
     with pytest.raises(ConfigError, match=r"sha256:ab12, and .*other\.pth' has sha256:.*--backbone-weights of predict"):
