@@ -56,6 +56,8 @@ class TrainConfig(Section):
     warmup_steps: int = Field(1000, ge=0)
     drops: tuple[Count, ...] = (210_000, 250_000)  # steps at which the rate falls
     drop_factor: float = Field(0.02, gt=0, le=1)  # to this share of it
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    schedule: Literal["drops", "cosine"] = "drops"  # cosine: the rate falls along half a wave to 0 at the last step
     ema: float | None = Field(None, gt=0, lt=1)  # decay of averaged weights, which then are the result
     precision: Literal["float32", "bfloat16"] = "float32"  # of the forward pass
     precise_statistics: int = Field(200, ge=0)  # batches after the last step that batch norms take their statistics of

@@ -18,13 +18,15 @@ from pipeline.store import storage
 
 if TYPE_CHECKING:
     from pipeline.clusters.names import Names
-    from pipeline.config.model import NetworkConfig
+    from pipeline.config.section import Section
     from pipeline.train.job import TrainSettings
     from pipeline.train.photos import TrainingPhotos
     from workers.training.copy_paste import CopyPaste
 
 
-LATER = ("backbone", "patch_stride", "anchor_sizes", "class_agnostic")  # of train.network
+# Keys that came later, which enter a fingerprint where they are not what was before.
+LATER = ("optimiser", "schedule")
+LATER_OF_NETWORK = ("backbone", "patch_stride", "anchor_sizes", "class_agnostic")
 
 
 class Train(FitStage):
@@ -48,7 +50,8 @@ class Train(FitStage):
         how = {"threads", "checkpoint_every", "picture_every", "cache"}
         # Those that decide go by their checksums.
         files = {"names", "labels", "label_pngs", "label_images", "init", "backbone"}
-        left_out = dict.fromkeys(how | files, True) | {"network": _unsaid(config.train.network)}
+        unsaid = _unsaid(config.train.network, LATER_OF_NETWORK)
+        left_out = dict.fromkeys(how | files | _unsaid(config.train, LATER), True) | {"network": unsaid}
         fit = {"seed": config.seed, "train": config.train.model_dump(exclude=left_out)}
         if config.train.network.backbone == "vit":
             fit["frozen"] = [facts.teacher, config.backbone.dtype]
@@ -148,11 +151,13 @@ class Train(FitStage):
             ema=train.ema,
             precision=train.precision,
             seed=run.config.seed,
+            optimiser=train.optimiser,
+            schedule=train.schedule,
         )
         before = run.stages[stage_of_round("train", self.round - 1)].folder if later else train.init
         return TrainSettings(
             optimisation,
-            train.network.model_dump(exclude=_unsaid(train.network)),
+            train.network.model_dump(exclude=_unsaid(train.network, LATER_OF_NETWORK)),
             short_sides=train.short_sides,
             max_side=train.max_side,
             flip=train.flip,
@@ -165,9 +170,9 @@ class Train(FitStage):
         )
 
 
-def _unsaid(network: NetworkConfig) -> set[str]:
-    """Keys that came later, where they have their defaults: trainings of before stay what they are."""
-    return {key for key in LATER if getattr(network, key) == type(network).model_fields[key].default}
+def _unsaid(section: Section, later: Iterable[str]) -> set[str]:
+    """Those of the keys that have their defaults."""
+    return {key for key in later if getattr(section, key) == type(section).model_fields[key].default}
 
 
 def _copy_paste(config: Config) -> CopyPaste | None:

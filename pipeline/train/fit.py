@@ -172,7 +172,10 @@ def _write_artifact(
 def _identity(photos: TrainingPhotos, settings: TrainSettings) -> str:
     """What a checkpoint must be of to go on from it."""
     settled = dataclasses.asdict(dataclasses.replace(settings, init=None, backbone=None, frozen=None))
-    del settled["frozen"]  # said below, and not at all where there is none, as before there could be one
+    del settled["frozen"]  # said below
+    for key, before in (("optimiser", "sgd"), ("schedule", "drops")):  # from when there was no other
+        if settled["optimisation"][key] == before:
+            del settled["optimisation"][key]
     content = {
         "settings": settled,
         **({} if settings.frozen is None else {"frozen": settings.frozen.content()}),

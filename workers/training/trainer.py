@@ -38,8 +38,10 @@ class Optimisation:
     """What decides the weights, besides the images and the first weights. ValueError for values out of range.
 
     `steps` in all; `rate` is multiplied by `drop_factor` from each step of `drops` on, and rises linearly from
-    `warmup_factor` of it during the first `warmup_steps`. `clip` bounds the L2 norm of each tensor's gradient by
-    itself. `ema` is the decay of averaged weights, or None. `precision` is that of the forward pass.
+    `warmup_factor` of it during the first `warmup_steps`; with the schedule `cosine` it falls along half a wave
+    instead, to 0 at the end. AdamW (arXiv 1711.05101) has no use for `momentum`. `clip` bounds the L2 norm of each
+    tensor's gradient by itself. `ema` is the decay of averaged weights, or None. `precision` is that of the forward
+    pass.
     """
 
     steps: int = 270_000
@@ -55,6 +57,8 @@ class Optimisation:
     ema: float | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    schedule: Literal["drops", "cosine"] = "drops"
 
     def __post_init__(self) -> None:
         for name, least in {"steps": 1, "batch_size": 1, "warmup_steps": 0, "seed": 0}.items():
@@ -70,7 +74,15 @@ class Optimisation:
         """The learning rate of a step, counted from 0."""
         warm = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
         factor = self.warmup_factor * (1 - warm) + warm
+        if self.schedule == "cosine":
+            return self.rate * factor * 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return self.rate * factor * self.drop_factor ** sum(step >= drop for drop in self.drops)
+
+    def optimiser_of(self, model: nn.Module) -> torch.optim.Optimizer:
+        groups = parameter_groups(model, self.weight_decay)
+        if self.optimiser == "adamw":
+            return torch.optim.AdamW(groups, lr=self.rate)
+        return torch.optim.SGD(groups, lr=self.rate, momentum=self.momentum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +110,7 @@ class PanopticTrainer:
             model.to(memory_format=torch.channels_last)
         self.model = model.to(self.device).train()
         self.step = 0
-        self.optimiser = torch.optim.SGD(
-            parameter_groups(model, settings.weight_decay), lr=settings.rate, momentum=settings.momentum
-        )
+        self.optimiser = settings.optimiser_of(model)
         self.averaged = (
             None
             if settings.ema is None
