@@ -10,9 +10,9 @@ from pipeline.config import Config
 from pipeline.engine.fits import device_of_fits, fit_threads
 from pipeline.engine.progress import FitProgress
 from pipeline.engine.stage import Stage
-from pipeline.stages.base import FitStage, Photos, Run, categories, stage_of_round, thing_stage
+from pipeline.stages.base import FitStage, Photos, Run, categories, stage_of_round
 from pipeline.stages.facts import Content, Facts, require_there, require_weights
-from pipeline.stages.labels import require_predictions
+from pipeline.stages.labels import learnt_masks, require_predictions
 from pipeline.stages.named import names_of
 from pipeline.store import storage
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 # Keys that came later, which enter a fingerprint where they are not what was before.
-LATER = ("optimiser", "schedule")
+LATER = ("optimiser", "schedule", "nested", "nested_most")
 LATER_OF_NETWORK = ("backbone", "patch_stride", "anchor_sizes", "class_agnostic")
 
 
@@ -44,7 +44,7 @@ class Train(FitStage):
             return (f"labels_{self.round}", stage_of_round("train", self.round - 1))
         if train.labels is not None:
             return ()
-        return ("panoptic", thing_stage(config)) if train.whole_masks else ("panoptic",)
+        return ("panoptic", learnt_masks(config)) if train.whole_masks else ("panoptic",)
 
     def content(self, config: Config, facts: Facts) -> Content:
         how = {"threads", "checkpoint_every", "picture_every", "cache"}
@@ -122,8 +122,10 @@ class Train(FitStage):
                 train.labels, train.label_images, pngs=train.label_pngs, limits=run.limits, fraction=train.fraction
             )
         panoptic = run.stages[self.inputs(config)[0]]
-        whole = (panoptic if self.round else run.stages[thing_stage(config)]) if train.whole_masks else None
-        labels = Labels(panoptic.parts(), whole.parts() if whole else (), panoptic.fingerprint)
+        whole = (panoptic if self.round else run.stages[learnt_masks(config)]) if train.whole_masks else None
+        nested = train.nested is not None
+        identity = f"{panoptic.fingerprint} {whole.fingerprint}" if nested and whole else panoptic.fingerprint
+        labels = Labels(panoptic.parts(), whole.parts() if whole else (), identity, nested)
         return PhotosOfLabels(
             run.index,
             labels,

@@ -51,11 +51,13 @@ class TrainingPhotos(Protocol):
 @dataclass(frozen=True, slots=True)
 class Labels:
     """Where labels lie: the panoptic parts of all shards, in order, and the instances parts they were merged from, or
-    none: then only the visible part of a mask is known. `identity` is that of their content, such as a fingerprint."""
+    none: then only the visible part of a mask is known. `identity` is that of their content, such as a fingerprint.
+    `nested`: the instances have categories, and all of them are learnt."""
 
     panoptic: Sequence[str]
     instances: Sequence[str] = ()
     identity: str = ""
+    nested: bool = False
 
 
 class PhotosOfLabels:
@@ -130,7 +132,12 @@ class PhotosOfLabels:
                 "bring it back, or run again with --reindex"
             ) from error
         return from_panoptic_row(
-            labels, image, num_things=self.num_things, num_stuff=self.num_stuff, instances=instances
+            labels,
+            image,
+            num_things=self.num_things,
+            num_stuff=self.num_stuff,
+            instances=instances,
+            nested=self._labels.nested,
         )
 
 
@@ -150,7 +157,8 @@ class _Reader:
     def row(self, part: int, row: int) -> tuple[Any, dict[str, Any], dict[str, Any] | None]:
         """Index record, panoptic row and instances row of an image."""
         if part not in self._held:
-            instances = read_columns(self._labels.instances[part], INSTANCE_COLUMNS) if self._labels.instances else None
+            columns = [*INSTANCE_COLUMNS, "category"] if self._labels.nested else INSTANCE_COLUMNS
+            instances = read_columns(self._labels.instances[part], columns) if self._labels.instances else None
             panoptic = read_columns(self._labels.panoptic[part], PANOPTIC_COLUMNS)
             self._held[part] = (self._index.records(part), panoptic, instances)
             if len(self._held) > PARTS_HELD:
