@@ -116,6 +116,27 @@ def test_a_photo_alone_and_in_a_batch_is_seen_alike() -> None:
         assert len(found.scores)
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (200, 2), (2, 200)])
+def test_single_pixels_and_strips_are_seen_and_learnt(height: int, width: int) -> None:
+    model = tiny_vit(semantic_channels=64)
+    (found,) = model.predict([photo(height, width)], output_sizes=[(5, 5)])
+    assert found.semantic.shape == (5, 5)
+    nothing = torch.zeros(0, height, width, dtype=torch.bool)
+    ignored = torch.full((height, width), 255, dtype=torch.uint8)
+    target = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), nothing, ignored)
+    losses = model.train()([photo(height, width)], [target])
+    assert all(loss.isfinite() for loss in losses.values())
+    assert losses["loss_mask"] == losses["loss_sem_seg"] == 0
+
+
+def test_one_class_is_enough() -> None:
+    target = square(64, 96)
+    alone = Target(target.boxes, torch.zeros(1, dtype=torch.int64), target.masks, torch.zeros_like(target.semantic))
+    model = tiny_vit(1, 0)
+    assert all(loss.isfinite() for loss in model.train()([photo(64, 96)], [alone]).values())
+    assert set(model.eval().predict([photo(64, 96)])[0].classes.tolist()) <= {0}
+
+
 def test_one_detection_a_box_when_classes_are_ignored() -> None:
     def found(agnostic: bool) -> Prediction:
         return tiny_vit(class_agnostic=agnostic, score_threshold=0.0, nms_threshold=0.7).predict([photo(64, 96)])[0]
