@@ -69,6 +69,7 @@ STUFF_SETS = {"camvid": (11, (11, 255)), "msrc-200": (21, (0, 5, 8, 255))}  # cl
 MASK_SETS = {"coco-panoptic-100": "panoptic.json", "coco-instances-150": "instances.json"}
 PANOPTIC_SET = "coco-panoptic-100"
 STUDENT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "photos.yaml"
+STEPS = 3000  # of the student; a round of self-training has a third
 LEARNT, MORE = "coco-instances-150", "imagenette-1000"  # photos the student learns from, as many as there are
 STUDENTS = {
     "labels, nested masks": "instances",
@@ -198,7 +199,9 @@ def student_config(args: argparse.Namespace, seed: int) -> Config:
         "source.include": json.dumps(photos),
         "run.uri": args.runs / f"student-{seed}",
         "backbone.weights": args.weights,
-        "self_training.rounds": 1,
+        "train.steps": STEPS,
+        "predictions.enabled": "true",
+        "self_training": json.dumps({"rounds": 1, "steps": STEPS // 3, "rate": 3e-4, "thresholds": [0.5]}),
         "seed": seed,
     }
     return load_config(str(STUDENT_CONFIG), [f"{key}={value}" for key, value in values.items()])
