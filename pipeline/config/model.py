@@ -69,6 +69,7 @@ class TrainConfig(Section):
     # Masks of a merge tree with at least this score are learnt, nested as they are; None: those alone that are things
     nested: float | None = Field(None, ge=0, le=1)
     nested_most: int = Field(30, ge=1)  # of them a photo, the surest
+    soft: bool = False  # nested ones: as surely as their scores say (CuVLER)
     names: bool = False  # learn the classes that `u2label name` has stored with the run: merged, without noise
     labels: Uri | None = None  # a COCO panoptic JSON of human labels to learn instead of the run's own
     label_pngs: Uri | None = None  # the folder of its PNGs; None: beside the JSON
@@ -89,6 +90,8 @@ class TrainConfig(Section):
             raise ValueError("labels and label_images belong together: give both or neither")
         if self.names and self.labels is not None:
             raise ValueError("names are of the run's own classes, and labels are human ones: leave out one of them")
+        if self.soft and self.nested is None:
+            raise ValueError("soft is of the scores of nested masks: set nested too")
         if self.nested is not None and (self.names or self.labels is not None or not self.whole_masks):
             raise ValueError("nested masks are the run's own, whole and without names: leave nested out, or the others")
         return self

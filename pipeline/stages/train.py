@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 # Keys that came later, which enter a fingerprint where they are not what was before.
-LATER = ("optimiser", "schedule", "nested", "nested_most")
+LATER = ("optimiser", "schedule", "nested", "nested_most", "soft")
 LATER_OF_NETWORK = ("backbone", "patch_stride", "anchor_sizes", "class_agnostic")
 
 
@@ -125,7 +125,8 @@ class Train(FitStage):
         whole = (panoptic if self.round else run.stages[learnt_masks(config)]) if train.whole_masks else None
         nested = train.nested is not None
         identity = f"{panoptic.fingerprint} {whole.fingerprint}" if nested and whole else panoptic.fingerprint
-        labels = Labels(panoptic.parts(), whole.parts() if whole else (), identity, nested)
+        identity += " soft" if train.soft else ""
+        labels = Labels(panoptic.parts(), whole.parts() if whole else (), identity, nested, train.soft)
         return PhotosOfLabels(
             run.index,
             labels,

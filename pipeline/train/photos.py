@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,12 +52,13 @@ class TrainingPhotos(Protocol):
 class Labels:
     """Where labels lie: the panoptic parts of all shards, in order, and the instances parts they were merged from, or
     none: then only the visible part of a mask is known. `identity` is that of their content, such as a fingerprint.
-    `nested`: the instances have categories, and all of them are learnt."""
+    `nested`: the instances have categories, and all of them are learnt, if `soft` as surely as their scores say."""
 
     panoptic: Sequence[str]
     instances: Sequence[str] = ()
     identity: str = ""
     nested: bool = False
+    soft: bool = False
 
 
 class PhotosOfLabels:
@@ -131,7 +132,7 @@ class PhotosOfLabels:
                 f"{record.image_id} has labels, but its image cannot be read any more: {storage.redact(str(error))}; "
                 "bring it back, or run again with --reindex"
             ) from error
-        return from_panoptic_row(
+        found = from_panoptic_row(
             labels,
             image,
             num_things=self.num_things,
@@ -139,6 +140,7 @@ class PhotosOfLabels:
             instances=instances,
             nested=self._labels.nested,
         )
+        return found if self._labels.soft else replace(found, scores=None)
 
 
 def chosen_fraction(count: int, fraction: float) -> NDArray[np.int64]:

@@ -35,7 +35,7 @@ TRAIN = [
     f"train.network={json.dumps(NETWORK)}",
 ]
 TREES = ["instances.method=merge_tree", "merge_tree.image_size=160", "merge_tree.raster_side=160"]
-NESTED = [*TREES, "things.components=16", "train.nested=0.1", "train.nested_most=5"]
+NESTED = [*TREES, "things.components=16", "train.nested=0.1", "train.nested_most=5", "train.soft=true"]
 VIT = [
     *("train.cache=true", "train.network.backbone=vit", "train.network.patch_stride=8"),
     *("train.optimiser=adamw", "train.schedule=cosine", "train.network.class_agnostic=true"),

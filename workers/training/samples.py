@@ -35,7 +35,8 @@ class Sample:
     """What the model sees of one image, and what it should find there.
 
     image: (h, w, 3) uint8 RGB. boxes: (n, 4) float32 xyxy in pixels, x1 and y1 exclusive. classes: (n,) int64 in
-    0..K-1. masks: (n, h, w) bool, none empty. semantic: (h, w) uint8, 0 = things, 1..S = stuff, 255 = void.
+    0..K-1. masks: (n, h, w) bool, none empty. semantic: (h, w) uint8, 0 = things, 1..S = stuff, 255 = void. scores:
+    (n,) float32 in [0, 1], how surely each is an object, or None: all are.
     """
 
     image_id: str
@@ -44,6 +45,7 @@ class Sample:
     classes: NDArray[np.int64]
     masks: BoolArray
     semantic: NDArray[np.uint8]
+    scores: NDArray[np.float32] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -73,7 +75,8 @@ def from_panoptic_row(
 
     `instances` is the row of the same image in the instances part from which the panoptic row was merged; its `rle`
     then give the masks and boxes (see above). With `nested` its `category` gives the classes, and all its masks are
-    instances, seen in the map or not. An image without instances or without stuff is a sample like any other.
+    instances, seen in the map or not, with its `score` (1 where there is none). An image without instances or without
+    stuff is a sample like any other.
 
     Raises:
         ValueError: names the image and the values, when the row is not readable; sizes of image, row and map differ;
@@ -151,7 +154,9 @@ def to_target(sample: Sample) -> tuple[Tensor, Target]:
     """The sample as the model takes it: (3, h, w) uint8 RGB, and the target with the same arrays as tensors."""
     image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
     arrays = (sample.boxes, sample.classes, sample.masks, sample.semantic)
-    return image, Target(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+    boxes, classes, masks, semantic = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+    scores = None if sample.scores is None else torch.from_numpy(sample.scores)
+    return image, Target(boxes, classes, masks, semantic, scores)
 
 
 def mask_boxes(masks_nhw: BoolArray) -> NDArray[np.float32]:
@@ -190,7 +195,8 @@ def _nested_sample(
     found = np.stack(masks) if masks else np.zeros((0, *ids.shape), bool)
     seen = found.any(axis=(1, 2))
     semantic = _semantic(ids, labels, num_things)
-    return Sample(image_id, image, mask_boxes(found[seen]), classes[seen], found[seen], semantic)
+    scores = np.array([1.0 if score is None else score for score in instances["score"]], np.float32)
+    return Sample(image_id, image, mask_boxes(found[seen]), classes[seen], found[seen], semantic, scores[seen])
 
 
 def _semantic(ids: NDArray[np.int32], labels: Sequence[Label], num_things: int) -> NDArray[np.uint8]:
