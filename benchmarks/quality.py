@@ -196,6 +196,7 @@ def student_config(args: argparse.Namespace, seed: int) -> Config:
     photos = [f"/{LEARNT}/images/*", f"/{MORE}/*"]
     values = {
         "source.uri": args.data,
+        "source.format": "folder",
         "source.include": json.dumps(photos),
         "run.uri": args.runs / f"student-{seed}",
         "backbone.weights": args.weights,
