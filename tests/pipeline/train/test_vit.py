@@ -152,6 +152,7 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_weights(
     assert_same_weights(unbroken, tmp_path, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_give_the_weights_of_one_process(photos: CocoPhotos, unbroken: Path, tmp_path: Path) -> None:
     fit_panoptic(photos, str(tmp_path), SETTINGS, num_workers=2)
