@@ -1,13 +1,16 @@
 """Labels against human ones: every method at hand on every labelled set of photos, with seeds where there is chance.
 
-    python benchmarks/quality.py ../shared/data WEIGHTS [--runs runs/quality] [--only masks stuff panoptic]
+    python benchmarks/quality.py ../shared/data WEIGHTS [--runs runs/quality] [--only masks stuff panoptic student]
         [--seeds 0 1 2] [--methods NAME] [--output benchmarks/results/quality-cpu.json]
 
 DATA holds `camvid`, `msrc-200`, `coco-panoptic-100` and `coco-instances-150`; WEIGHTS are those of a DINOv2 ViT-S/14.
 Masks: class-agnostic AP and AR, and the purity of 80 clusters. Stuff: strict mIoU, one to one, the mapping learnt on
 the same photos and on the other half, without CRF and mirrored photos. Panoptic: PQ over all classes by K = 80,
-likewise. A run keeps its folder, so that a benchmark that was stopped goes on; the table, means over the seeds with the
-least and the largest, goes to stderr.
+likewise. Student: labels, the model of `configs/photos.yaml` that learnt them without human labels, of
+`coco-instances-150` and, if DATA has it, `imagenette-1000`, and that after a round of self-training, by the
+class-agnostic AP and AR of masks: on photos it learnt from, and on those of `coco-panoptic-100`, which it never saw. A
+run keeps its folder, so that a benchmark that was stopped goes on; the table, means over the seeds with the least and
+the largest, goes to stderr.
 """
 
 from __future__ import annotations
@@ -22,13 +25,17 @@ from typing import Any, TypeVar
 
 from machine import describe_machine, publish
 
-from pipeline.config import Config, parse_config
+from pipeline.config import Config, load_config, parse_config
 from pipeline.errors import ConfigError, StageFailed
-from pipeline.evaluate.mask_scores import evaluate_masks
+from pipeline.evaluate.mask_scores import MaskTally, evaluate_masks
+from pipeline.evaluate.masks import FoundPhoto, TrueMasks, instance_of
 from pipeline.evaluate.score import evaluate_run
 from pipeline.evaluate.semantic import evaluate_semantic
 from pipeline.operations.run import run
+from pipeline.predict import load_predictor
 from pipeline.stages.table import define_stages
+from workers.decode import DecodeLimits, decode_image
+from workers.predict import encode_masks
 
 M = TypeVar("M")
 DINOV2 = "dinov2_vits14"
@@ -49,17 +56,27 @@ STUFF: dict[str, tuple[str, dict[str, Any]]] = {
     "DINOv2, STEGO": (DINOV2, {"method": "stego", "steps": 300}),
     "DINOv2, DatUS²": (DINOV2, {"method": "datus"}),
 }
+PANOPTIC_SEMANTICS = {"method": "kmeans", "classes": 54}
 PANOPTIC: dict[str, dict[str, Any]] = {
     "DINOv2, MaskCut of tokens, STEGO with published shifts": {
         **MASKCUT,
         "semantics": {"method": "stego", "steps": 1000, **PUBLISHED},
     },
     "DINOv2, merge trees, 27 clusters of patches": {"semantics": {"method": "kmeans"}},
-    "DINOv2, merge trees, 54 clusters of patches": {"semantics": {"method": "kmeans", "classes": 54}},
+    "DINOv2, merge trees, 54 clusters of patches": {"semantics": PANOPTIC_SEMANTICS},
 }
 STUFF_SETS = {"camvid": (11, (11, 255)), "msrc-200": (21, (0, 5, 8, 255))}  # classes, and label values left out
 MASK_SETS = {"coco-panoptic-100": "panoptic.json", "coco-instances-150": "instances.json"}
 PANOPTIC_SET = "coco-panoptic-100"
+STUDENT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "photos.yaml"
+STEPS = 3000  # of the student; a round of self-training has a third
+LEARNT, MORE = "coco-instances-150", "imagenette-1000"  # photos the student learns from, as many as there are
+STUDENTS = {
+    "labels, nested masks": "instances",
+    "labels, things": "panoptic",
+    "student": "predictions",
+    "student, a round later": "predictions_1",
+}  # each with the stage that has its masks
 
 
 def config_of(args: argparse.Namespace, photos: str, backbone: str, seed: int, sections: dict[str, Any]) -> Config:
@@ -102,7 +119,7 @@ def score_masks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     "set": photos,
                     "method": method,
                     "seed": seed,
-                    **{name: masks["scores"]["all"][name] for name in ("AP", "AP50", "AR1", "AR10", "AR100")},
+                    **_chosen(masks),
                     "with a mask": 1 - masks["share_without_mask"],
                     "purity": clusters.get("purity"),
                     "purity by chance": clusters.get("purity_by_chance"),
@@ -157,7 +174,67 @@ def score_panoptic(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
 
-PARTS = {"masks": score_masks, "stuff": score_stuff, "panoptic": score_panoptic}
+def score_student(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Each on the photos that were learnt from, and on those of the other set, whose labels a run of its own makes."""
+    for seed in args.seeds:
+        config = student_config(args, seed)
+        trained = run(config).stages
+        apart = config_of(args, PANOPTIC_SET, DINOV2, seed, {"semantics": PANOPTIC_SEMANTICS})
+        run_up_to(apart, "panoptic")
+        for method, stage in wanted(args, STUDENTS):
+            entry = {"method": method, "seed": seed}
+            own = mask_scores(args, config.run.uri, LEARNT, stage)
+            yield {"set": LEARNT, **entry, **own}
+            if stage in ("instances", "panoptic"):
+                yield {"set": PANOPTIC_SET, **entry, **mask_scores(args, apart.run.uri, PANOPTIC_SET, stage)}
+            else:
+                weights = trained[stage.replace("predictions", "train")].folder
+                yield {"set": PANOPTIC_SET, **entry, **unseen_scores(args, weights)}
+
+
+def student_config(args: argparse.Namespace, seed: int) -> Config:
+    photos = [f"/{LEARNT}/images/*", f"/{MORE}/*"]
+    values = {
+        "source.uri": args.data,
+        "source.format": "folder",
+        "source.include": json.dumps(photos),
+        "run.uri": args.runs / f"student-{seed}",
+        "backbone.weights": args.weights,
+        "train.steps": STEPS,
+        "predictions.enabled": "true",
+        "self_training": json.dumps({"rounds": 1, "steps": STEPS // 3, "rate": 3e-4, "thresholds": [0.5]}),
+        "seed": seed,
+    }
+    return load_config(str(STUDENT_CONFIG), [f"{key}={value}" for key, value in values.items()])
+
+
+def mask_scores(args: argparse.Namespace, run_folder: str, photos: str, stage: str) -> dict[str, float]:
+    labels, folder = str(args.data / photos / MASK_SETS[photos]), str(args.runs / "scores" / photos)
+    return _chosen(evaluate_masks(run_folder, labels, stage=stage, output=folder))
+
+
+def unseen_scores(args: argparse.Namespace, weights: str) -> dict[str, float]:
+    """A model on the photos of the other set."""
+    predictor = load_predictor(weights, backbone_weights=str(args.weights))
+    truth = TrueMasks(str(args.data / PANOPTIC_SET / MASK_SETS[PANOPTIC_SET]))
+    tally = MaskTally(clusters=None, has_stuff=False)
+    for name in truth.names:
+        photo = decode_image((args.data / PANOPTIC_SET / "images" / name).read_bytes(), DecodeLimits())
+        found = predictor(photo)
+        size = photo.shape[:2]
+        masks = [
+            instance_of(int(category) + 1, {"size": list(size), "counts": counts}, score=float(score))
+            for category, counts, score in zip(found.classes, encode_masks(found.masks), found.scores, strict=True)
+        ]
+        tally.add(truth.read(name), FoundPhoto(name, size, masks))
+    return _chosen(tally.result())
+
+
+def _chosen(result: dict[str, Any]) -> dict[str, float]:
+    return {name: result["scores"]["all"][name] for name in ("AP", "AP50", "AR1", "AR10", "AR100")}
+
+
+PARTS = {"masks": score_masks, "stuff": score_stuff, "panoptic": score_panoptic, "student": score_student}
 
 
 def print_table(entries: list[dict[str, Any]]) -> None:
@@ -204,7 +281,7 @@ def _key(entry: dict[str, Any]) -> tuple[str, str, str, int]:
 
 def _place(entry: dict[str, Any]) -> tuple[int, str, int, int]:
     """In the order of the tables of this file."""
-    methods = [*MASKS, *STUFF, *PANOPTIC]
+    methods = [*MASKS, *STUFF, *PANOPTIC, *STUDENTS]
     return list(PARTS).index(entry["part"]), entry["set"], methods.index(entry["method"]), entry["seed"]
 
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from model.backbone import load_backbone
 from model.panoptic.network import PanopticCascadeRCNN
 
 THINGS, STUFF = 3, 2
@@ -45,6 +46,11 @@ def tiny_model(num_things: int = THINGS, num_stuff: int = STUFF, **keywords: Any
     model = PanopticCascadeRCNN(num_things, num_stuff, **{**KEYWORDS, **keywords})
     seed_weights(model)
     return model.eval()
+
+
+def tiny_vit(num_things: int = THINGS, num_stuff: int = STUFF, **keywords: Any) -> PanopticCascadeRCNN:
+    """The same behind `patch-dct`, which needs no weights, in place of a transformer."""
+    return tiny_model(num_things, num_stuff, backbone="vit", frozen=load_backbone("patch-dct", "random:0"), **keywords)
 
 
 @torch.no_grad()

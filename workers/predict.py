@@ -22,7 +22,8 @@ from pycocotools import mask as coco
 from scipy import ndimage
 from torch import Tensor
 
-from model.panoptic.network import DIVISOR, PanopticCascadeRCNN, Prediction, test_size
+from model.panoptic.network import PanopticCascadeRCNN, Prediction, test_size
+from model.panoptic.resize import padded_size
 from workers.images import LoadedImage, Row, table_of_jobs
 from workers.masks import encode_panoptic_png
 from workers.merge import VOID_LABEL, MergedLabels, Segment
@@ -118,7 +119,7 @@ class PredictWorker:
             }
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for place, pixels in resized.items():
-            groups[_padded(pixels)].append(place)
+            groups[padded_size(pixels.shape[:2])].append(place)
         found: dict[int, Prediction] = {}
         for places in groups.values():
             with phases("network"):
@@ -182,11 +183,6 @@ def encode_class_map(classes_hw: NDArray[np.uint8]) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(classes_hw).save(stream, format="PNG")
     return stream.getvalue()
-
-
-def _padded(pixels: NDArray[np.uint8]) -> tuple[int, int]:
-    height, width = (-(-side // DIVISOR) * DIVISOR for side in pixels.shape[:2])
-    return height, width
 
 
 def _row(predicted: Predicted, uri: str) -> Row:

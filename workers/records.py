@@ -196,6 +196,15 @@ PREDICTIONS_SCHEMA = pa.schema(
     ]
 )
 
+# Of the masks that the panoptic model learns, nested ones too: those of an instances part with `category`, 1..K, in
+# place of the embedding, the surest first.
+TARGETS_SCHEMA = pa.schema(
+    [
+        *(field for field in instances_schema(1) if field.name != "embedding"),
+        pa.field("category", pa.list_(pa.int32()), nullable=False),
+    ]
+)
+
 # Names that a column of some part or of the index has, or a field of COCO's images; a key column of a manifest must
 # have another.
 PART_COLUMNS = frozenset({"id", "file_name"}) | frozenset(

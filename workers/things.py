@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from workers.kmeans import embedding_rows
-from workers.records import READABLE, instances_schema
+from workers.records import READABLE, TARGETS_SCHEMA, instances_schema
 
 THINGS_A_PHOTO = 2  # on average, where nobody has measured which score is worth a thing
 COLUMNS = ("rle", "bbox", "area", "score", "embedding")
@@ -72,6 +72,15 @@ def with_embeddings(things: pa.Table, rows_Nd: NDArray[np.float32]) -> pa.Table:
     column = pa.ListArray.from_arrays(offsets, vectors)
     position = things.schema.get_field_index("embedding")
     return things.set_column(position, schema.field("embedding"), column.cast(schema.field("embedding").type))
+
+
+def with_categories(things: pa.Table, categories_N: NDArray[np.int64]) -> pa.Table:
+    """The part with the category of each mask, in the order of `embeddings_of`, in place of embeddings: a table of
+    TARGETS_SCHEMA."""
+    counts = [len(areas) for areas in things["area"].to_pylist()]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    column = pa.ListArray.from_arrays(offsets, pa.array(categories_N, pa.int32()))
+    return things.drop_columns("embedding").append_column(TARGETS_SCHEMA.field("category"), column).cast(TARGETS_SCHEMA)
 
 
 def _choose(

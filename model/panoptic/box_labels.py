@@ -17,19 +17,24 @@ class LabelledBoxes:
     """Boxes of one image beside the truth, n of each.
 
     boxes: (n, 4) float32; classes: (n,) int64 in 0..K, K = background; index: (n,) int64 of the true instance, and
-    true_boxes: (n, 4) its box, both meaningless for background.
+    true_boxes: (n, 4) its box, both meaningless for background. scores: (n,) float32 in [0, 1], how surely an object is
+    one, or None: all are.
     """
 
     boxes: Tensor
     classes: Tensor
     index: Tensor
     true_boxes: Tensor
+    scores: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, chosen: Tensor) -> LabelledBoxes:
-        return LabelledBoxes(self.boxes[chosen], self.classes[chosen], self.index[chosen], self.true_boxes[chosen])
+        scores = None if self.scores is None else self.scores[chosen]
+        return LabelledBoxes(
+            self.boxes[chosen], self.classes[chosen], self.index[chosen], self.true_boxes[chosen], scores
+        )
 
 
 def label_boxes(boxes: Tensor, target: Target, *, iou: float, num_things: int) -> LabelledBoxes:
@@ -39,7 +44,8 @@ def label_boxes(boxes: Tensor, target: Target, *, iou: float, num_things: int) -
         classes = torch.full((len(boxes),), num_things, device=boxes.device)
         return LabelledBoxes(boxes, classes, matches.index, torch.zeros_like(boxes))
     classes = target.classes[matches.index].masked_fill(matches.labels == 0, num_things)
-    return LabelledBoxes(boxes, classes, matches.index, target.boxes[matches.index])
+    scores = None if target.scores is None else target.scores[matches.index]
+    return LabelledBoxes(boxes, classes, matches.index, target.boxes[matches.index], scores)
 
 
 def sample_boxes(

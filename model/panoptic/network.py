@@ -1,30 +1,34 @@
 """Panoptic Cascade Mask R-CNN as U2Seg (arXiv 2312.17243) configures it: a pyramid, and instances and stuff from it.
 
-The names in the state dict are detectron2's, so its checkpoints fit as they are. Left out on purpose: resizing of
-images (see `test_size`), augmentation, and test-time augmentation, which the published evaluation does not use.
+The names in the state dict are detectron2's, so its checkpoints fit as they are. In place of its ResNet-50 a frozen
+transformer can stand, which is no part of the state dict. Left out on purpose: resizing of images (see `test_size`),
+augmentation, and test-time augmentation, which the published evaluation does not use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.backbone.base import Backbone
 from model.panoptic.boxes import clip_boxes, is_usable
 from model.panoptic.combine import CombineSettings, PanopticMap, combine_panoptic
 from model.panoptic.detections import Detections
 from model.panoptic.fpn import FPN
+from model.panoptic.frozen import FrozenPatches, stack_maps
 from model.panoptic.mask_head import paste_masks
-from model.panoptic.resize import test_size
+from model.panoptic.resize import DIVISOR, padded_size, test_size
 from model.panoptic.resnet import ResNet
 from model.panoptic.roi_heads import CascadeRoIHeads
 from model.panoptic.rpn import RPN
 from model.panoptic.sampling import Choose, Generators, random_choice
-from model.panoptic.semantic_head import SemanticHead, semantic_argmax, semantic_loss
+from model.panoptic.semantic_head import STRIDE, SemanticHead, semantic_argmax, semantic_loss
+from model.panoptic.simple_pyramid import SimplePyramid
 from model.panoptic.targets import IGNORED, Target, check_targets
 from model.ranks import ALONE, Ranks
 
@@ -32,7 +36,6 @@ __all__ = ["PanopticCascadeRCNN", "Prediction", "Target", "test_size"]
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-DIVISOR = 32  # of the sides of a batch: the coarsest map of the backbone has this stride
 SMALLEST_TRAINED = 64  # pixels a side: the batch statistics of one pixel of the coarsest map do not exist
 MOST_STUFF = IGNORED - 1
 
@@ -73,6 +76,8 @@ class Prediction:
 class NetworkSettings:
     """What the network is beside its numbers of classes; the defaults are U2Seg's."""
 
+    backbone: Literal["resnet50", "vit"] = "resnet50"  # vit: a frozen transformer, which is given beside the settings
+    patch_stride: int = 16  # pixels of the frame that a patch of it stands for; 8 or 16
     depths: Sequence[int] = (3, 4, 6, 3)  # blocks of the ResNet's stages
     width: int = 64  # channels of its first stage
     channels: int = 256  # of the pyramid
@@ -94,6 +99,7 @@ class NetworkSettings:
     score_threshold: float = 0.05  # of the detections
     nms_threshold: float = 0.5
     detections_per_image: int = 100
+    class_agnostic: bool = False  # one detection a box, of its likeliest class, scored as an object of any
     semantic_weight: float = 0.5  # of the semantic loss
     combine_overlap: float = 0.5  # these three: see `CombineSettings`
     combine_stuff_area: int = 4096
@@ -127,8 +133,17 @@ class NetworkSettings:
             score_threshold=self.score_threshold,
             nms_threshold=self.nms_threshold,
             detections_per_image=self.detections_per_image,
+            class_agnostic=self.class_agnostic,
             choose=choose,
         )
+
+    def pyramid(self, frozen: FrozenPatches | None) -> FPN | SimplePyramid:
+        """ValueError: a transformer is missing, or there is one beside a ResNet."""
+        if (self.backbone == "vit") != (frozen is not None):
+            raise ValueError(f"backbone {self.backbone!r} needs {'a' if frozen is None else 'no'} frozen transformer")
+        if frozen is None:
+            return FPN(ResNet(depths=self.depths, width=self.width), channels=self.channels)
+        return SimplePyramid(frozen.dim, stride=frozen.stride, channels=self.channels)
 
 
 class PanopticCascadeRCNN(nn.Module):
@@ -137,10 +152,19 @@ class PanopticCascadeRCNN(nn.Module):
     Args:
         num_things: K, clusters of instances. num_stuff: S, stuff classes; the semantic head has S + 1 channels.
         choose: how the samples of the losses are drawn.
+        frozen: the transformer in front, on the device of the model, if the setting `backbone` is `vit`.
         settings: the fields of `NetworkSettings`; TypeError for another name.
     """
 
-    def __init__(self, num_things: int, num_stuff: int, *, choose: Choose = random_choice, **settings: Any) -> None:
+    def __init__(
+        self,
+        num_things: int,
+        num_stuff: int,
+        *,
+        choose: Choose = random_choice,
+        frozen: Backbone | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__()
         if num_things < 1 or not 0 <= num_stuff <= MOST_STUFF:
             raise ValueError(f"need num_things >= 1 and num_stuff in 0..{MOST_STUFF}, got {num_things}, {num_stuff}")
@@ -151,7 +175,8 @@ class PanopticCascadeRCNN(nn.Module):
         self.pixel_std: Tensor
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN)[:, None, None], persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD)[:, None, None], persistent=False)
-        self.backbone = FPN(ResNet(depths=chosen.depths, width=chosen.width), channels=chosen.channels)
+        self.frozen = None if frozen is None else FrozenPatches(frozen, stride=chosen.patch_stride)
+        self.backbone = chosen.pyramid(self.frozen)
         self.proposal_generator = chosen.proposals(self.backbone.strides, choose)
         self.roi_heads = chosen.heads(num_things, choose)
         self.sem_seg_head = SemanticHead(chosen.channels, num_stuff + 1, channels=chosen.semantic_channels)
@@ -163,6 +188,7 @@ class PanopticCascadeRCNN(nn.Module):
         *,
         generators: Generators = None,
         ranks: Ranks = ALONE,
+        tokens: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The ten terms of the loss, weights included: scalars to be added, named as in detectron2.
 
@@ -175,6 +201,7 @@ class PanopticCascadeRCNN(nn.Module):
             generators: of the random choice of each image's anchors and proposals; None draws from torch's global one.
             ranks: the processes that share the batch, with equally many images each. The mean of their losses, and of
                 their gradients, is that of one process with all images, after `share_statistics`.
+            tokens: what `frozen` gives of each image, where that is known.
 
         Raises:
             ValueError: a target is not of its image's size, or has a class that the model does not have.
@@ -182,11 +209,10 @@ class PanopticCascadeRCNN(nn.Module):
         sizes = image_sizes(images)
         check_targets(targets, sizes, num_things=self.num_things, num_stuff=self.num_stuff)
         targets = [target.to(self.pixel_mean.device) for target in targets]
-        batch = self.prepare(images, smallest=SMALLEST_TRAINED, ranks=ranks)
-        features = self.backbone(batch)
+        features = self.features(images, smallest=SMALLEST_TRAINED, ranks=ranks, tokens=tokens)
         proposals, losses = self.proposal_generator(features, sizes, targets, generators)
         logits = self.sem_seg_head(features)
-        maps = pad_semantic(targets, batch.shape[2:])
+        maps = pad_semantic(targets, [STRIDE * side for side in logits.shape[2:]])
         losses["loss_sem_seg"] = self.semantic_weight * semantic_loss(logits, maps, ranks)
         boxes = [image.boxes for image in proposals]
         return losses | self.roi_heads.losses(for_boxes(features), sizes, boxes, targets, generators, ranks)
@@ -207,7 +233,7 @@ class PanopticCascadeRCNN(nn.Module):
         if self.training:
             raise RuntimeError("predict needs the statistics of training, not of a batch: call model.eval() first")
         sizes = image_sizes(images)
-        features = self.backbone(self.prepare(images))
+        features = self.features(images)
         logits = self.sem_seg_head(features)
         proposals, _ = self.proposal_generator(features, sizes)
         pooled_from = for_boxes(features)
@@ -216,14 +242,30 @@ class PanopticCascadeRCNN(nn.Module):
         outputs = sizes if output_sizes is None else output_sizes
         return [self._finish(*image) for image in zip(detections, masks, logits, sizes, outputs, strict=True)]
 
-    def prepare(self, images: Sequence[Tensor], *, smallest: int = DIVISOR, ranks: Ranks = ALONE) -> Tensor:
-        """(N, 3, h, w) float32: normalised, then padded with 0 right and below to the largest, rounded up to 32.
+    def features(
+        self,
+        images: Sequence[Tensor],
+        *,
+        smallest: int = DIVISOR,
+        ranks: Ranks = ALONE,
+        tokens: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """The maps p2 .. p6 of the images, all padded to one frame; arguments as in `prepare` and `forward`."""
+        if self.frozen is None:
+            return self.backbone(self.prepare(images, smallest=smallest, ranks=ranks))
+        maps = self.frozen([image.to(self.pixel_mean.device) for image in images]) if tokens is None else tokens
+        height, width = self._frame(image_sizes(images), smallest, ranks)
+        return self.backbone(stack_maps(maps, (height // self.frozen.stride, width // self.frozen.stride)))
 
-        The largest of all that `ranks` share, as what is padded enters the statistics too.
-        """
+    def _frame(self, sizes: Sequence[tuple[int, int]], smallest: int, ranks: Ranks) -> list[int]:
+        """Height and width of what holds all images that `ranks` share: what is padded enters statistics too."""
+        largest = [max(smallest, *sides) for sides in zip(*map(padded_size, sizes), strict=True)]
+        return ranks.largest(torch.tensor(largest, device=self.pixel_mean.device)).tolist()
+
+    def prepare(self, images: Sequence[Tensor], *, smallest: int = DIVISOR, ranks: Ranks = ALONE) -> Tensor:
+        """(N, 3, h, w) float32: normalised, then padded with 0 right and below to the largest, rounded up to 32."""
         sizes = image_sizes(images)
-        largest = [max(smallest, -(-max(sides) // DIVISOR) * DIVISOR) for sides in zip(*sizes, strict=True)]
-        height, width = ranks.largest(torch.tensor(largest, device=self.pixel_mean.device)).tolist()
+        height, width = self._frame(sizes, smallest, ranks)
         batch = self.pixel_mean.new_zeros(len(images), 3, height, width)
         # Convolutions are faster on maps with channels last. But a CPU then adds up batch statistics one by one in
         # float32, so far from exactly that the losses of a training step move in their second digit.

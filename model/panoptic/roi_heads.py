@@ -75,7 +75,8 @@ def box_losses(
     weights: Tensor | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the classes and L1 of the objects' deltas, both sums over the batch divided by all its boxes.
+    """Cross-entropy of the classes (see `soft_entropies`) and L1 of the objects' deltas, both sums over the batch
+    divided by all its boxes.
 
     Args:
         logits: (n, K + 1) float32, rows in the order of `labelled`; deltas: (n, 4) float32.
@@ -83,7 +84,7 @@ def box_losses(
         ranks: the processes that share the batch; the divisor is that of the whole batch.
     """
     classes = torch.cat([image.classes for image in labelled])
-    entropies = F.cross_entropy(logits, classes, reduction="none")
+    entropies = soft_entropies(logits, labelled)
     entropy = entropies.sum() if weights is None else (entropies * weights).sum()
     objects = (classes < logits.shape[1] - 1).nonzero().flatten()
     boxes = torch.cat([image.boxes for image in labelled])[objects]
@@ -91,6 +92,23 @@ def box_losses(
     distance = F.l1_loss(deltas[objects], wanted, reduction="sum")
     count = ranks.share(len(classes), logits)
     return entropy / count, distance / count
+
+
+def soft_entropies(logits: Tensor, labelled: Sequence[LabelledBoxes]) -> Tensor:
+    """(n,) cross-entropies. An object with a score is wanted to be of its class with that probability, and background
+    otherwise: what a label is not sure of, the model need not be. (CuVLER, arXiv 2403.07700, weighs the loss of a mask
+    with its score instead.)"""
+    classes = torch.cat([image.classes for image in labelled])
+    entropies = F.cross_entropy(logits, classes, reduction="none")
+    if all(image.scores is None for image in labelled):
+        return entropies
+    sure = torch.cat([_ones(image) if image.scores is None else image.scores for image in labelled])
+    nothing = F.cross_entropy(logits, torch.full_like(classes, logits.shape[1] - 1), reduction="none")
+    return torch.where(classes < logits.shape[1] - 1, sure * entropies + (1 - sure) * nothing, entropies)
+
+
+def _ones(image: LabelledBoxes) -> Tensor:
+    return torch.ones(len(image), device=image.boxes.device)
 
 
 class CascadeRoIHeads(nn.Module):
@@ -114,6 +132,7 @@ class CascadeRoIHeads(nn.Module):
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
         detections_per_image: int = 100,
+        class_agnostic: bool = False,
         choose: Choose = random_choice,
     ) -> None:
         super().__init__()
@@ -127,7 +146,7 @@ class CascadeRoIHeads(nn.Module):
         self.sampled, self.positive_fraction, self.choose = sampled, positive_fraction, choose
         self.droploss_threshold = droploss_threshold
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
-        self.detections_per_image = detections_per_image
+        self.detections_per_image, self.class_agnostic = detections_per_image, class_agnostic
 
     def losses(
         self,
@@ -207,6 +226,7 @@ class CascadeRoIHeads(nn.Module):
                 score_threshold=self.score_threshold,
                 nms_threshold=self.nms_threshold,
                 limit=self.detections_per_image,
+                class_agnostic=self.class_agnostic,
             )
             for image in zip(boxes, probs, image_sizes, strict=True)
         ]

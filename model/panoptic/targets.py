@@ -16,13 +16,15 @@ class Target:
     """The truth of one image of height h and width w. ValueError: the shapes or dtypes do not fit each other.
 
     boxes: (n, 4) float32 x0, y0, x1, y1 in pixels; classes: (n,) int64 in 0..K-1; masks: (n, h, w) bool;
-    semantic: (h, w) uint8 or int64, 0 = things, 1..S = stuff, 255 = ignored.
+    semantic: (h, w) uint8 or int64, 0 = things, 1..S = stuff, 255 = ignored; scores: (n,) float32 in [0, 1], how surely
+    each is an object, or None: all are.
     """
 
     boxes: Tensor
     classes: Tensor
     masks: Tensor
     semantic: Tensor
+    scores: Tensor | None = None
 
     def __post_init__(self) -> None:
         n, (h, w) = len(self.classes), self.semantic.shape
@@ -32,6 +34,8 @@ class Target:
             "masks": (self.masks, (n, h, w), (torch.bool,)),
             "semantic": (self.semantic, (h, w), (torch.uint8, torch.int64)),
         }
+        if self.scores is not None:
+            wanted["scores"] = (self.scores, (n,), (torch.float32,))
         for name, (value, shape, dtypes) in wanted.items():
             if tuple(value.shape) != shape or value.dtype not in dtypes:
                 raise ValueError(
@@ -40,8 +44,10 @@ class Target:
                 )
 
     def to(self, device: torch.device | str) -> Target:
-        move = (value.to(device, non_blocking=True) for value in (self.boxes, self.classes, self.masks, self.semantic))
-        return Target(*move)
+        values = (self.boxes, self.classes, self.masks, self.semantic)
+        boxes, classes, masks, semantic = (value.to(device, non_blocking=True) for value in values)
+        scores = None if self.scores is None else self.scores.to(device, non_blocking=True)
+        return Target(boxes, classes, masks, semantic, scores)
 
 
 def check_targets(

@@ -86,6 +86,9 @@ def predict(
     max_side: Annotated[int, typer.Option(min=32, help="Largest long side in pixels.")] = 1333,
     score: Annotated[float | None, typer.Option(help="Least score of an instance; 0.5 by default.")] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16.")] = False,
+    backbone_weights: Annotated[
+        str | None, typer.Option(help="Of the frozen transformer of a model that has one: a file, official or index.")
+    ] = None,
     anonymous: Annotated[bool, typer.Option("--anonymous", help="Read a public bucket without credentials.")] = False,
     with_names: WithNames = False,
     as_json: AsJson = False,
@@ -107,6 +110,7 @@ def predict(
             max_side=max_side,
             score=score,
             amp=amp,
+            backbone_weights=backbone_weights,
             anonymous=anonymous,
             classes=names_of_checkpoint(weights) if with_names else None,
             on_photo=lambda result: run.print_photo(result, table),

@@ -99,6 +99,8 @@ class Config(Section):
             raise ValueError(f"self_training.rounds {self.self_training.rounds} needs a model: set train.steps")
         if self.self_training.rounds and self.train.labels is not None:
             raise ValueError("self_training.rounds goes on from the run's own labels: leave out train.labels")
+        if self.train.nested is not None and self.instances.method != "merge_tree":
+            raise ValueError("train.nested is of the nested masks of instances.method merge_tree: leave it out")
         if self.self_training.rounds and self.train.names:
             raise ValueError("self_training.rounds goes on from labels without names: leave out train.names")
         return self

@@ -10,6 +10,7 @@ from pipeline.config.section import Section, Uri
 
 Count = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=32)]
+Side = Annotated[int, Field(ge=4)]  # pixels
 
 
 class CopyPasteConfig(Section):
@@ -29,6 +30,8 @@ class CopyPasteConfig(Section):
 class NetworkConfig(Section):
     """The panoptic network; the defaults are the published one, with a ResNet-50."""
 
+    backbone: Literal["resnet50", "vit"] = "resnet50"  # vit: that of the section `backbone`, frozen
+    patch_stride: Literal[8, 16] = 16  # vit: pixels of the resized photo that a patch of it stands for
     depths: tuple[Count, Count, Count, Count] = (3, 4, 6, 3)  # blocks of the ResNet's stages
     width: int = Field(64, ge=4)  # channels of its first stage
     channels: int = Field(256, ge=8)  # of the pyramid
@@ -39,6 +42,8 @@ class NetworkConfig(Section):
     rpn_post_nms: tuple[Count, Count] = (4000, 1000)  # and a photo after it
     roi_sampled: int = Field(512, ge=8)  # proposals a photo in the losses
     droploss_threshold: float | None = Field(None, ge=0, lt=1)  # CutLER's DropLoss has 0.01
+    anchor_sizes: tuple[Side, Side, Side, Side, Side] = (32, 64, 128, 256, 512)  # pixels, level by level
+    class_agnostic: bool = False  # one detection a box, of its likeliest class, scored as an object of any
 
 
 class TrainConfig(Section):
@@ -51,6 +56,8 @@ class TrainConfig(Section):
     warmup_steps: int = Field(1000, ge=0)
     drops: tuple[Count, ...] = (210_000, 250_000)  # steps at which the rate falls
     drop_factor: float = Field(0.02, gt=0, le=1)  # to this share of it
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    schedule: Literal["drops", "cosine"] = "drops"  # cosine: the rate falls along half a wave to 0 at the last step
     ema: float | None = Field(None, gt=0, lt=1)  # decay of averaged weights, which then are the result
     precision: Literal["float32", "bfloat16"] = "float32"  # of the forward pass
     precise_statistics: int = Field(200, ge=0)  # batches after the last step that batch norms take their statistics of
@@ -59,6 +66,10 @@ class TrainConfig(Section):
     flip: float = Field(0.5, ge=0, le=1)  # probability
     copy_paste: CopyPasteConfig = CopyPasteConfig()
     whole_masks: bool = True  # learn the whole masks of the instances, as published, and not what is visible of them
+    # Masks of a merge tree with at least this score are learnt, nested as they are; None: those alone that are things
+    nested: float | None = Field(None, ge=0, le=1)
+    nested_most: int = Field(30, ge=1)  # of them a photo, the surest
+    soft: bool = False  # nested ones: as surely as their scores say (CuVLER)
     names: bool = False  # learn the classes that `u2label name` has stored with the run: merged, without noise
     labels: Uri | None = None  # a COCO panoptic JSON of human labels to learn instead of the run's own
     label_pngs: Uri | None = None  # the folder of its PNGs; None: beside the JSON
@@ -68,6 +79,7 @@ class TrainConfig(Section):
     init_classes: Literal["same", "new"] = "same"  # new: the layers that know the classes start at random
     backbone: Uri | None = None  # ResNet-50 weights for the backbone, such as DINO's
     network: NetworkConfig = NetworkConfig()
+    cache: bool = False  # vit: keep its tokens in the run folder, about 1 MB a photo and size, so that steps cost less
     threads: int = Field(4, ge=1)  # that read and augment photos, in each worker
     checkpoint_every: int = Field(1000, ge=1)  # steps
     picture_every: int = Field(5000, ge=1)  # steps between two looks at what the model sees
@@ -78,6 +90,21 @@ class TrainConfig(Section):
             raise ValueError("labels and label_images belong together: give both or neither")
         if self.names and self.labels is not None:
             raise ValueError("names are of the run's own classes, and labels are human ones: leave out one of them")
+        if self.soft and self.nested is None:
+            raise ValueError("soft is of the scores of nested masks: set nested too")
+        if self.nested is not None and (self.names or self.labels is not None or not self.whole_masks):
+            raise ValueError("nested masks are the run's own, whole and without names: leave nested out, or the others")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_its_backbone(self) -> TrainConfig:
+        behind = self.network.backbone
+        if behind == "vit" and self.backbone is not None:
+            raise ValueError("backbone has weights of a ResNet-50, and network.backbone is vit: leave out one of them")
+        if behind != "vit" and self.cache:
+            raise ValueError(f"cache keeps what a frozen vit sees, and network.backbone is {behind}: leave out cache")
+        if self.cache and self.copy_paste.mode != "none":
+            raise ValueError(f"cache is of whole photos, and copy_paste.mode {self.copy_paste.mode} makes new ones")
         return self
 
 

@@ -68,6 +68,7 @@ def predict_photos(
     max_side: int = MAX_SIDE,
     score: float | None = None,
     amp: bool = False,
+    backbone_weights: str | None = None,
     names: Mapping[int, str] | None = None,
     classes: Names | None = None,
     image_column: str = "image",
@@ -78,7 +79,7 @@ def predict_photos(
     """Predict the photos of `inputs` and write overlays and COCO panoptic files to the folder `output`.
 
     Args:
-        weights, device, short, max_side, score, amp: as in `load_predictor`.
+        weights, device, short, max_side, score, amp, backbone_weights: as in `load_predictor`.
         inputs: photos, folders, globs, tars and Parquet files (see photos.py), local or `s3://`.
         output: folder, local or `s3://`; the files in it are listed in output.py. The same prediction again replaces
             them with the same.
@@ -101,7 +102,7 @@ def predict_photos(
     inputs = [inputs] if isinstance(inputs, str) else list(inputs)
     photos = _at_least_one(find_photos(inputs, output=output, image_column=image_column, anonymous=anonymous), inputs)
     check_device(device)
-    loaded = load_weights(weights, score=score)
+    loaded = load_weights(weights, score=score, device=device, backbone_weights=backbone_weights)
     worker = make_worker(loaded, device, batch_size=batch_size, short=short, max_side=max_side, amp=amp)
     renaming = None if classes is None else _renaming(loaded, classes, storage.redact(weights))
     target = _target(output, loaded, names, classes)

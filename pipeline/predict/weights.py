@@ -23,6 +23,7 @@ from model.checkpoint.detectron2 import class_counts, load_state, read_detectron
 from model.checkpoint.files import MANIFEST, WEIGHTS, from_files
 from model.panoptic.network import PanopticCascadeRCNN
 from pipeline.errors import ConfigError
+from pipeline.predict.frozen import FrozenBackbone
 from pipeline.predict.prediction import Prediction
 from pipeline.store import storage
 from workers.images import LoadedImage
@@ -35,8 +36,9 @@ REMEDY = "give the folder of a checkpoint that u2label wrote, or a .pth or .pkl 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model in evaluation mode, on the CPU. `digest` is the SHA-256 of what it was read from, `short` the side in
-    pixels that it was trained for, and `names` the names of its categories; both may be unknown."""
+    """A model in evaluation mode, on the CPU but for a frozen transformer. `digest` is the SHA-256 of what it was read
+    from, `short` the side in pixels that it was trained for, and `names` the names of its categories; both may be
+    unknown."""
 
     model: PanopticCascadeRCNN
     digest: str
@@ -74,6 +76,7 @@ def load_predictor(
     max_side: int = MAX_SIDE,
     score: float | None = None,
     amp: bool = False,
+    backbone_weights: str | None = None,
 ) -> Predictor:
     """A function from photos to predictions.
 
@@ -84,12 +87,14 @@ def load_predictor(
             for, else 800), or less where the longer would pass `max_side`.
         score: least score of an instance in `.panoptic()`; None: 0.5, or what the checkpoint says.
         amp: compute in bfloat16.
+        backbone_weights: of the frozen transformer, if the model stands behind one: a file, `official` or `index`;
+            None: where they were when it was trained.
 
     Raises:
         ConfigError: weights that are not there or do not fit, a device that is not there, a number out of range.
     """
     check_device(device)
-    loaded = load_weights(weights, score=score)
+    loaded = load_weights(weights, score=score, device=device, backbone_weights=backbone_weights)
     worker = make_worker(loaded, device, batch_size=1, short=short, max_side=max_side, amp=amp)
     counts = {"num_things": loaded.model.num_things, "num_stuff": loaded.model.num_stuff}
     return Predictor(worker, **counts, names=loaded.names)
@@ -113,8 +118,11 @@ def short_side(weights: Weights, short: int | None) -> int:
     return short if short is not None else weights.short or SHORT
 
 
-def load_weights(uri: str, *, score: float | None = None) -> Weights:
-    """The model of a checkpoint folder or of a detectron2 file, local or remote; `score` as in `load_predictor`.
+def load_weights(
+    uri: str, *, score: float | None = None, device: str = "cpu", backbone_weights: str | None = None
+) -> Weights:
+    """The model of a checkpoint folder or of a detectron2 file, local or remote; `score`, and the `device` and
+    `backbone_weights` of a frozen transformer, as in `load_predictor`.
 
     K and S come from the weights, the rest of the architecture from the checkpoint's config (`model`: keywords of
     PanopticCascadeRCNN), or is U2Seg's. ConfigError names the weights and what does not fit.
@@ -128,7 +136,8 @@ def load_weights(uri: str, *, score: float | None = None) -> Weights:
         keywords = dict(config.get("model", {}))
         if score is not None:
             keywords["combine_confidence"] = score
-        model = PanopticCascadeRCNN(*counts, **keywords)
+        frozen = FrozenBackbone.from_checkpoint(config, backbone_weights)
+        model = PanopticCascadeRCNN(*counts, frozen=None if frozen is None else frozen.load(device), **keywords)
         load_state(model, state, **counts._asdict(), origin=shown)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"--weights: there is no {shown}, or it lacks {MANIFEST} or {WEIGHTS}; {REMEDY}") from error

@@ -21,6 +21,8 @@ OF_A_RUN = re.compile(r"(?:[a-z][a-z_0-9]*/[0-9a-f]{12}/|receipts/|evaluation/)"
 def folders_made_by(path: str) -> tuple[str, ...]:
     """What the file at this path (inside the source) tells: folders inside the source, each with a slash at its end;
     `""` for the source itself."""
+    if not path.endswith(".json"):
+        return ()
     if found := RUN.fullmatch(path):
         return (f"{found['folder']}/" if found["folder"] else "",)
     if found := EXPORT.fullmatch(path):

@@ -284,13 +284,13 @@ def list_files(uri: str, ignored: Ignored, anonymous: bool) -> Iterator[File]:
         if single is not None:
             root = root.rpartition("/")[0]
         found = [single] if single is not None else storage.walk(uri, anonymous=anonymous)
+        remote, above = storage.is_remote(uri), storage.join(root, "") if root else ""
         for file in found:
             if _hidden(file.path):
                 ignored.hidden += 1
                 continue
-            path = storage.join(root, file.path) if root else file.path
-            place = path if storage.is_remote(uri) else storage.local_uri(path)
-            yield File(file.path, place, file.size, anonymous, file.version)
+            path = above + file.path
+            yield File(file.path, path if remote else storage.local_uri(path), file.size, anonymous, file.version)
 
 
 @contextmanager
@@ -316,6 +316,8 @@ def _extension(path: str) -> str:
 
 
 def _hidden(path: str) -> bool:
+    if not path.startswith(".") and "/." not in path:  # nearly all
+        return False
     return any(part.startswith(".") and part not in {".", ".."} for part in path.split("/"))
 
 

@@ -31,6 +31,7 @@ class SelfLabelShards(ShardActor):
             max_iou=config.self_training.max_iou,
             most=config.self_training.most,
             max_cover=config.panoptic.max_cover,
+            nested=config.train.nested is not None,
         )
         self._worker = SelfTrainingWorker(params, num_things=config.clusters.k, num_stuff=config.num_stuff)
 
@@ -56,7 +57,7 @@ class SelfLabels(ShardStage):
         predictions = stage_of_round("predictions", self.round - 1)
         if self.round > 1:
             return (predictions, f"labels_{self.round - 1}")
-        return (predictions, "panoptic", thing_stage(config), *(("semantics",) if config.num_stuff else ()))
+        return (predictions, "panoptic", learnt_masks(config), *(("semantics",) if config.num_stuff else ()))
 
     def content(self, config: Config, facts: Facts) -> Content:
         settings = config.self_training.model_dump(include={"max_iou", "most"})
@@ -67,6 +68,11 @@ class SelfLabels(ShardStage):
 
     def actor(self) -> type[SelfLabelShards]:
         return SelfLabelShards
+
+
+def learnt_masks(config: Config) -> str:
+    """The stage whose parts hold the whole masks that the model learns."""
+    return thing_stage(config) if config.train.nested is None else "targets"
 
 
 def require_predictions(run: Run, number: int) -> None:

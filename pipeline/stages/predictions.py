@@ -28,7 +28,8 @@ class PredictionShards(PhotoShards):
 
         test, workers = self.config.predictions, self.config.workers
         (trained,) = self.job.stage.reads
-        model = load_weights(trained.folder).model
+        backbone = self.config.backbone.weights if self.config.train.network.backbone == "vit" else None
+        model = load_weights(trained.folder, device=workers.device, backbone_weights=backbone).model
         return PredictWorker(
             model,
             device=workers.device,

@@ -10,16 +10,23 @@ from pipeline.config import Config
 from pipeline.engine.fits import device_of_fits, fit_threads
 from pipeline.engine.progress import FitProgress
 from pipeline.engine.stage import Stage
-from pipeline.stages.base import FitStage, Photos, Run, categories, stage_of_round, thing_stage
+from pipeline.stages.base import FitStage, Photos, Run, categories, stage_of_round
 from pipeline.stages.facts import Content, Facts, require_there, require_weights
-from pipeline.stages.labels import require_predictions
+from pipeline.stages.labels import learnt_masks, require_predictions
 from pipeline.stages.named import names_of
+from pipeline.store import storage
 
 if TYPE_CHECKING:
     from pipeline.clusters.names import Names
+    from pipeline.config.section import Section
     from pipeline.train.job import TrainSettings
     from pipeline.train.photos import TrainingPhotos
     from workers.training.copy_paste import CopyPaste
+
+
+# Keys that came later, which enter a fingerprint where they are not what was before.
+LATER = ("optimiser", "schedule", "nested", "nested_most", "soft")
+LATER_OF_NETWORK = ("backbone", "patch_stride", "anchor_sizes", "class_agnostic")
 
 
 class Train(FitStage):
@@ -37,13 +44,17 @@ class Train(FitStage):
             return (f"labels_{self.round}", stage_of_round("train", self.round - 1))
         if train.labels is not None:
             return ()
-        return ("panoptic", thing_stage(config)) if train.whole_masks else ("panoptic",)
+        return ("panoptic", learnt_masks(config)) if train.whole_masks else ("panoptic",)
 
     def content(self, config: Config, facts: Facts) -> Content:
-        how = {"threads", "checkpoint_every", "picture_every"}
+        how = {"threads", "checkpoint_every", "picture_every", "cache"}
         # Those that decide go by their checksums.
         files = {"names", "labels", "label_pngs", "label_images", "init", "backbone"}
-        fit = {"seed": config.seed, "train": config.train.model_dump(exclude=how | files)}
+        unsaid = _unsaid(config.train.network, LATER_OF_NETWORK)
+        left_out = dict.fromkeys(how | files | _unsaid(config.train, LATER), True) | {"network": unsaid}
+        fit = {"seed": config.seed, "train": config.train.model_dump(exclude=left_out)}
+        if config.train.network.backbone == "vit":
+            fit["frozen"] = [facts.teacher, config.backbone.dtype]
         if self.round:
             return {"self_training": config.self_training.model_dump(include={"steps", "rate"}), **fit}
         train = config.train
@@ -69,6 +80,7 @@ class Train(FitStage):
     def fit(self, run: Run, stage: Stage) -> str:
         from pipeline.train.coco_photos import CocoPhotos
         from pipeline.train.fit import fit_panoptic
+        from pipeline.train.tokens import FOLDER
 
         if self.round:
             require_predictions(run, self.round)
@@ -87,6 +99,7 @@ class Train(FitStage):
                 threads=train.threads,
                 checkpoint_every=train.checkpoint_every,
                 picture_every=train.picture_every,
+                tokens=storage.join(run.uri, FOLDER) if train.cache else None,
                 config={
                     "categories": photos.categories
                     if isinstance(photos, CocoPhotos)
@@ -109,8 +122,11 @@ class Train(FitStage):
                 train.labels, train.label_images, pngs=train.label_pngs, limits=run.limits, fraction=train.fraction
             )
         panoptic = run.stages[self.inputs(config)[0]]
-        whole = (panoptic if self.round else run.stages[thing_stage(config)]) if train.whole_masks else None
-        labels = Labels(panoptic.parts(), whole.parts() if whole else (), panoptic.fingerprint)
+        whole = (panoptic if self.round else run.stages[learnt_masks(config)]) if train.whole_masks else None
+        nested = train.nested is not None
+        identity = f"{panoptic.fingerprint} {whole.fingerprint}" if nested and whole else panoptic.fingerprint
+        identity += " soft" if train.soft else ""
+        labels = Labels(panoptic.parts(), whole.parts() if whole else (), identity, nested, train.soft)
         return PhotosOfLabels(
             run.index,
             labels,
@@ -122,6 +138,7 @@ class Train(FitStage):
         )
 
     def _settings(self, run: Run) -> TrainSettings:
+        from pipeline.predict.frozen import FrozenBackbone
         from pipeline.train.job import TrainSettings
         from workers.training.trainer import Optimisation
 
@@ -137,11 +154,13 @@ class Train(FitStage):
             ema=train.ema,
             precision=train.precision,
             seed=run.config.seed,
+            optimiser=train.optimiser,
+            schedule=train.schedule,
         )
         before = run.stages[stage_of_round("train", self.round - 1)].folder if later else train.init
         return TrainSettings(
             optimisation,
-            train.network.model_dump(),
+            train.network.model_dump(exclude=_unsaid(train.network, LATER_OF_NETWORK)),
             short_sides=train.short_sides,
             max_side=train.max_side,
             flip=train.flip,
@@ -150,7 +169,13 @@ class Train(FitStage):
             init=before,
             init_classes="same" if later else train.init_classes,
             backbone=None if later else train.backbone,
+            frozen=FrozenBackbone.of(run.config.backbone) if train.network.backbone == "vit" else None,
         )
+
+
+def _unsaid(section: Section, later: Iterable[str]) -> set[str]:
+    """Those of the keys that have their defaults."""
+    return {key for key in later if getattr(section, key) == type(section).model_fields[key].default}
 
 
 def _copy_paste(config: Config) -> CopyPaste | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -19,8 +19,7 @@ from pipeline.store.places import S3, asking, filesystem, protocol_of, redact, s
 from pipeline.store.retries import PATIENT, Retry
 
 
-@dataclass(frozen=True, slots=True)
-class FileInfo:
+class FileInfo(NamedTuple):
     """A file under a folder: `path` is relative to it with forward slashes, `size` in bytes. `version` changes with its
     bytes, as far as the store tells for nothing (an ETag, a modification time); empty where it tells nothing."""
 

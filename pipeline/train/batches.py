@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from torch import Tensor
 
 from pipeline.engine.shards import ahead
 from pipeline.train.job import TrainJob
 from pipeline.train.order import TrainingOrder
+from pipeline.train.tokens import TokenCache
 from workers.training.augment import augment
 from workers.training.copy_paste import InstanceBank, copy_paste
 from workers.training.samples import Sample, to_target
@@ -20,10 +22,10 @@ DEPTH = 2  # batches read ahead
 
 
 class Batches:
-    """This process's share of every batch: the samples at `places` of it."""
+    """This process's share of every batch: the samples at `places` of it, with tokens if those are kept."""
 
-    def __init__(self, job: TrainJob, places: range) -> None:
-        self._job, self._places = job, places
+    def __init__(self, job: TrainJob, places: range, tokens: TokenCache | None = None) -> None:
+        self._job, self._places, self._tokens = job, places, tokens
         self._order = TrainingOrder(
             job.photos.parts, job.photos.wide, job.settings.optimisation.batch_size, job.settings.optimisation.seed
         )
@@ -32,8 +34,13 @@ class Batches:
     def between(self, start: int, end: int) -> Iterator[Batch]:
         """The batches of the steps from `start` to before `end`, in order."""
         with ThreadPoolExecutor(max_workers=self._job.threads, thread_name_prefix="samples") as pool:
-            for step, samples in enumerate(ahead(lambda s: self._load(s, pool), range(start, end), depth=DEPTH), start):
-                yield self._batch(self._pasted(step, samples, pool))
+            loaded = ahead(lambda step: self._load_with_tokens(step, pool), range(start, end), depth=DEPTH)
+            for step, (samples, tokens) in enumerate(loaded, start):
+                yield self._batch(self._pasted(step, samples, pool), tokens)
+
+    def _load_with_tokens(self, step: int, pool: ThreadPoolExecutor) -> tuple[list[Sample], list[Tensor] | None]:
+        samples, kept = self._load(step, pool), self._tokens
+        return samples, None if kept is None else list(pool.map(lambda sample: kept(to_target(sample)[0]), samples))
 
     def _load(self, step: int, pool: ThreadPoolExecutor) -> list[Sample]:
         indices = self._order.batch(step)
@@ -70,6 +77,6 @@ class Batches:
                 bank.add(sample)
         return bank
 
-    def _batch(self, samples: list[Sample]) -> Batch:
+    def _batch(self, samples: list[Sample], tokens: list[Tensor] | None) -> Batch:
         images, targets = zip(*map(to_target, samples), strict=True)
-        return Batch(images, targets, [sample.image_id for sample in samples], self._places.start)
+        return Batch(images, targets, [sample.image_id for sample in samples], self._places.start, tokens)

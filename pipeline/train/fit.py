@@ -65,6 +65,7 @@ def fit_panoptic(
     checkpoint_every: int = 1000,
     picture_every: int = 5000,
     max_failures: int = 3,
+    tokens: str | None = None,
     config: dict[str, Any] | None = None,
     on_log: Callable[[Entry], None] | None = None,
 ) -> TrainResult:
@@ -73,8 +74,10 @@ def fit_panoptic(
     A complete `out` is read and returned; one with a checkpoint goes on from there. `num_workers` 0 trains in this
     process, else as many of Ray Train share each batch and are started again up to `max_failures` times; the weights
     are the same but for rounding (with copy-paste they are not: instances are pasted among a process's own images).
-    `threads` read and augment images in each process. `config` goes into the checkpoint as it is. `on_log` gets the
-    entries of the history; those of Ray's workers now and then, in a thread.
+    `threads` read and augment images in each process. `tokens` is a folder in which those of a frozen transformer are
+    kept for every photo at every size, mirrored and not: without one they are computed at every step. `config` goes
+    into the checkpoint as it is. `on_log` gets the entries of the history; those of Ray's workers now and then, in a
+    thread.
 
     ValueError: a batch that the workers cannot share equally, weights that do not fit, a checkpoint of another
     training, labels that do not fit their photo, a loss that is not finite or beyond all measure (with the ids of the
@@ -85,10 +88,11 @@ def fit_panoptic(
     batch = settings.optimisation.batch_size
     if num_workers < 0 or batch % max(1, num_workers):
         raise ValueError(f"train.batch_size {batch} cannot be shared equally by {num_workers} workers")
+    if tokens is not None and settings.copy_paste is not None:
+        raise ValueError("tokens are kept of whole photos, and copy-paste makes new ones: leave out either")
     identity = _identity(photos, settings)
-    job = TrainJob(
-        photos, settings, out, identity, device, max(1, checkpoint_every), max(1, picture_every), max(1, threads)
-    )
+    every = max(1, checkpoint_every), max(1, picture_every)
+    job = TrainJob(photos, settings, out, identity, device, *every, max(1, threads), tokens)
     build_model(job)  # weights that do not fit are refused before the work
     read_progress_of(job)
     storage.remove(storage.join(out, PROGRESS))
@@ -146,6 +150,7 @@ def _write_artifact(
         "num_stuff": photos.num_stuff,
         "model": settings.model,
         "short": max(settings.short_sides) if len(settings.short_sides) == 1 else None,
+        "frozen": settings.frozen and settings.frozen.about(),
         **config,
     }
     about = {key: value for key, value in about.items() if value is not None}
@@ -166,8 +171,14 @@ def _write_artifact(
 
 def _identity(photos: TrainingPhotos, settings: TrainSettings) -> str:
     """What a checkpoint must be of to go on from it."""
+    settled = dataclasses.asdict(dataclasses.replace(settings, init=None, backbone=None, frozen=None))
+    del settled["frozen"]  # said below
+    for key, before in (("optimiser", "sgd"), ("schedule", "drops")):  # from when there was no other
+        if settled["optimisation"][key] == before:
+            del settled["optimisation"][key]
     content = {
-        "settings": dataclasses.asdict(dataclasses.replace(settings, init=None, backbone=None)),
+        "settings": settled,
+        **({} if settings.frozen is None else {"frozen": settings.frozen.content()}),
         "init": settings.init and storage.sha256(identifying_file(settings.init)),
         "backbone": settings.backbone and storage.sha256(settings.backbone),
         "classes": [photos.num_things, photos.num_stuff],

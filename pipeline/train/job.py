@@ -12,6 +12,7 @@ import torch
 
 from model.checkpoint.detectron2 import load_backbone_detectron2, load_state
 from model.panoptic.network import PanopticCascadeRCNN
+from pipeline.predict.frozen import FrozenBackbone
 from pipeline.predict.weights import read_weights
 from pipeline.store import storage
 from pipeline.store.weights import local_weights
@@ -32,7 +33,7 @@ class TrainSettings:
 
     `precise_statistics` counts the batches after the last step whose statistics the batch norms are given. `init` is
     the URI of a checkpoint to start from (`init_classes` "new": but for the layers that know its classes), and
-    `backbone` the URI of a ResNet-50 for the backbone alone.
+    `backbone` the URI of a ResNet-50 for the backbone alone; `frozen` is the transformer of a `model` that has one.
     """
 
     optimisation: Optimisation
@@ -45,11 +46,12 @@ class TrainSettings:
     init: str | None = None
     init_classes: str = "same"
     backbone: str | None = None
+    frozen: FrozenBackbone | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
-    """All that a process needs. Picklable."""
+    """All that a process needs. Picklable. In `tokens`, a folder, those of the frozen transformer are kept."""
 
     photos: TrainingPhotos
     settings: TrainSettings
@@ -59,21 +61,24 @@ class TrainJob:
     checkpoint_every: int
     picture_every: int
     threads: int
+    tokens: str | None = None
 
 
-def build_model(job: TrainJob) -> PanopticCascadeRCNN:
-    """The model with its first weights, the same in every process.
+def build_model(job: TrainJob, device: str = "cpu") -> PanopticCascadeRCNN:
+    """The model with its first weights, the same in every process, on the CPU; a frozen transformer is on `device`.
 
-    ValueError, FileNotFoundError: `init` or `backbone` is not there, or does not fit.
+    ValueError, FileNotFoundError: `init`, `backbone` or `frozen` is not there, or does not fit.
     """
     settings, photos = job.settings, job.photos
+    frozen = None if settings.frozen is None else settings.frozen.load(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.optimisation.seed)
-        model = PanopticCascadeRCNN(photos.num_things, photos.num_stuff, **settings.model)
+        model = PanopticCascadeRCNN(photos.num_things, photos.num_stuff, frozen=frozen, **settings.model)
     if settings.backbone is not None:
         load_backbone_detectron2(model, Path(local_weights(settings.backbone, key="train.backbone")))
     if settings.init is not None:
-        state, *_ = read_weights(settings.init)
+        state, about, _ = read_weights(settings.init)
+        _require_same_transformer(settings, about)
         if settings.init_classes == "new":
             own = model.state_dict()
             state = {name: own[name] if _knows_classes(name) else values for name, values in state.items()}
@@ -81,6 +86,16 @@ def build_model(job: TrainJob) -> PanopticCascadeRCNN:
             model, state, num_things=photos.num_things, num_stuff=photos.num_stuff, origin=storage.redact(settings.init)
         )
     return model
+
+
+def _require_same_transformer(settings: TrainSettings, about: dict[str, Any]) -> None:
+    """ValueError: heads that were trained behind one transformer are put behind another one."""
+    before = FrozenBackbone.from_checkpoint(about)
+    if before is not None and (settings.frozen is None or before.content() != settings.frozen.content()):
+        raise ValueError(
+            f"{storage.redact(settings.init or '')} stands behind {before}, and this training behind "
+            f"{settings.frozen or 'a ResNet'}: set backbone.name, backbone.weights and train.network.backbone to those"
+        )
 
 
 def _knows_classes(name: str) -> bool:

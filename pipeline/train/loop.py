@@ -21,6 +21,7 @@ from pipeline.store import storage
 from pipeline.train.batches import Batches
 from pipeline.train.job import PREDICTIONS, TrainJob, build_model, read_progress_of, write_checkpoint
 from pipeline.train.pictures import draw_predictions
+from pipeline.train.tokens import TokenCache
 from workers.training.trainer import PanopticTrainer, precise_statistics
 
 log = logging.getLogger(__name__)
@@ -37,10 +38,10 @@ def train(
     each entry of the first process.
     """
     settings = job.settings.optimisation
-    trainer = PanopticTrainer(build_model(job), settings, device=device, ranks=ranks)
+    trainer = PanopticTrainer(build_model(job, str(device)), settings, device=device, ranks=ranks)
     record = _resume(job, trainer)
     share = ranks.rows(settings.batch_size)
-    batches = Batches(job, range(share.start, share.stop))
+    batches = Batches(job, range(share.start, share.stop), _kept_tokens(job, trainer))
     log_ = _Log(job, record, on_log) if ranks.rank == 0 else None
     for batch in batches.between(trainer.step, settings.steps):
         losses = trainer.advance(batch)
@@ -56,6 +57,13 @@ def train(
         write_checkpoint(job, trainer.state(), record)
         log_.close(trainer)
     return trainer, record
+
+
+def _kept_tokens(job: TrainJob, trainer: PanopticTrainer) -> TokenCache | None:
+    backbone, frozen = job.settings.frozen, trainer.model.frozen
+    if job.tokens is None or backbone is None or frozen is None:
+        return None
+    return TokenCache(job.tokens, frozen, backbone, device=str(trainer.device))
 
 
 def _resume(job: TrainJob, trainer: PanopticTrainer) -> dict[str, Any]:

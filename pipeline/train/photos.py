@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,11 +51,14 @@ class TrainingPhotos(Protocol):
 @dataclass(frozen=True, slots=True)
 class Labels:
     """Where labels lie: the panoptic parts of all shards, in order, and the instances parts they were merged from, or
-    none: then only the visible part of a mask is known. `identity` is that of their content, such as a fingerprint."""
+    none: then only the visible part of a mask is known. `identity` is that of their content, such as a fingerprint.
+    `nested`: the instances have categories, and all of them are learnt, if `soft` as surely as their scores say."""
 
     panoptic: Sequence[str]
     instances: Sequence[str] = ()
     identity: str = ""
+    nested: bool = False
+    soft: bool = False
 
 
 class PhotosOfLabels:
@@ -129,9 +132,15 @@ class PhotosOfLabels:
                 f"{record.image_id} has labels, but its image cannot be read any more: {storage.redact(str(error))}; "
                 "bring it back, or run again with --reindex"
             ) from error
-        return from_panoptic_row(
-            labels, image, num_things=self.num_things, num_stuff=self.num_stuff, instances=instances
+        found = from_panoptic_row(
+            labels,
+            image,
+            num_things=self.num_things,
+            num_stuff=self.num_stuff,
+            instances=instances,
+            nested=self._labels.nested,
         )
+        return found if self._labels.soft else replace(found, scores=None)
 
 
 def chosen_fraction(count: int, fraction: float) -> NDArray[np.int64]:
@@ -150,7 +159,8 @@ class _Reader:
     def row(self, part: int, row: int) -> tuple[Any, dict[str, Any], dict[str, Any] | None]:
         """Index record, panoptic row and instances row of an image."""
         if part not in self._held:
-            instances = read_columns(self._labels.instances[part], INSTANCE_COLUMNS) if self._labels.instances else None
+            columns = [*INSTANCE_COLUMNS, "category"] if self._labels.nested else INSTANCE_COLUMNS
+            instances = read_columns(self._labels.instances[part], columns) if self._labels.instances else None
             panoptic = read_columns(self._labels.panoptic[part], PANOPTIC_COLUMNS)
             self._held[part] = (self._index.records(part), panoptic, instances)
             if len(self._held) > PARTS_HELD:

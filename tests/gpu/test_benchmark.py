@@ -30,6 +30,7 @@ def report(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, output: Path,
     return json.loads(output.read_text())
 
 
+@pytest.mark.slow
 def test_everything_is_measured(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(benchmark, "at_most", lambda seconds: contextlib.nullcontext())  # however busy the machine is
     found = report(benchmark, monkeypatch, tmp_path / "gpu.json", "--budget", "3600")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.checkpoint.files import load_checkpoint
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError
 from pipeline.evaluate.score import evaluate_run
@@ -32,6 +33,12 @@ TRAIN = [
     "predictions.enabled=true",
     "predictions.short=96",
     f"train.network={json.dumps(NETWORK)}",
+]
+TREES = ["instances.method=merge_tree", "merge_tree.image_size=160", "merge_tree.raster_side=160"]
+NESTED = [*TREES, "things.components=16", "train.nested=0.1", "train.nested_most=5", "train.soft=true"]
+VIT = [
+    *("train.cache=true", "train.network.backbone=vit", "train.network.patch_stride=8"),
+    *("train.optimiser=adamw", "train.schedule=cosine", "train.network.class_agnostic=true"),
 ]
 ROUND = ["self_training.rounds=1", "self_training.steps=3", "self_training.thresholds=[0.05]"]
 
@@ -58,6 +65,27 @@ def test_labels_model_predictions_and_a_round_of_self_training(labelled_config: 
     assert second["settings"]["init"] == summary.stages["train"].folder
     check_scores(config, tmp_path)
     check_predictions(config, summary.stages["train"].folder, tmp_path)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_nested_masks_a_model_behind_the_frozen_backbone_and_a_round(config_file: Path) -> None:
+    config = load_config(str(config_file), [*TRAIN, *NESTED, *VIT, *ROUND])
+    summary = run(config)
+    assert summary.computed["targets"] == SHARDS
+    assert set(run(config).computed.values()) == {0}
+    folder = Path(config.run.uri)
+    kept = sorted((folder / "tokens").rglob("*.npy"))
+    assert 0 < len(kept) <= 2 * SCENES  # mirrored or not, of both rounds
+    for chosen, learnt in zip(rows(folder, "things"), rows(folder, "targets"), strict=True):
+        assert len(learnt["rle"]) == len(learnt["category"]) <= 5
+        assert set(learnt["category"]) <= {1, 2, 3, 4}
+        assert all(score >= 0.1 for score in learnt["score"])
+        assert set(chosen["rle"][:1]) <= set(learnt["rle"])  # the surest is in both
+    first, second = (load_checkpoint(summary.stages[name].folder) for name in ("train", "train_1"))
+    assert first.config["frozen"] == second.config["frozen"]
+    assert first.config["frozen"]["identity"] == "random:0"
+    assert any(not values.equal(second.state[name]) for name, values in first.state.items())
+    assert len(rows(folder, "predictions_1")) == SCENES
 
 
 def check_scores(config: Config, tmp_path: Path) -> None:

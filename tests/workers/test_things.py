@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from workers.masks import encode_rle, mask_box
-from workers.records import instances_schema
-from workers.things import ThingParams, choose_things, embeddings_of, score_of_two, with_embeddings
+from workers.records import TARGETS_SCHEMA, instances_schema
+from workers.things import ThingParams, choose_things, embeddings_of, score_of_two, with_categories, with_embeddings
 
 SIZE = (20, 30)
 
@@ -91,3 +91,11 @@ def test_the_score_that_leaves_two_a_photo() -> None:
     assert score_of_two(parts) == pytest.approx(0.5)
     assert score_of_two(parts[1:]) == 0
     assert score_of_two([part(row("a", many[:1], [0.5]))]) == 0
+
+
+def test_categories_take_the_place_of_embeddings() -> None:
+    table = part(row("a", [WHOLE, LEFT], [0.9, 0.8]), row("b", [], []), row("c", [RIGHT], [0.7]))
+    found = with_categories(choose_things(table, ThingParams(0.0, 1.0, 9)), np.array([3, 1, 2]))
+    assert found.schema.equals(TARGETS_SCHEMA)
+    assert found["category"].to_pylist() == [[3, 1], [], [2]]
+    assert found["score"].to_pylist()[0] == pytest.approx([0.9, 0.8])

@@ -61,6 +61,7 @@ def resize(sample: Sample, height: int, width: int) -> Sample:
         classes=sample.classes[kept],
         masks=masks if kept.all() else masks[kept],
         semantic=sample.semantic.take(rows, axis=0).take(columns, axis=1),
+        scores=None if sample.scores is None else sample.scores[kept],
     )
 
 

@@ -146,8 +146,10 @@ def paste(
     existing = target.masks & ~alpha
     visible = existing.any(axis=(1, 2))
     all_masks = np.concatenate([existing[visible], masks[kept]])
+    pasted = np.ones(len(kept), np.float32)  # they were worth pasting
     return replace(
         target,
+        scores=None if target.scores is None else np.concatenate([target.scores[visible], pasted]),
         image=np.where(alpha[..., None], image, target.image),
         boxes=mask_boxes(all_masks),
         classes=np.concatenate([target.classes[visible], np.asarray(labels, np.int64)[kept]]),

@@ -35,7 +35,8 @@ class Sample:
     """What the model sees of one image, and what it should find there.
 
     image: (h, w, 3) uint8 RGB. boxes: (n, 4) float32 xyxy in pixels, x1 and y1 exclusive. classes: (n,) int64 in
-    0..K-1. masks: (n, h, w) bool, none empty. semantic: (h, w) uint8, 0 = things, 1..S = stuff, 255 = void.
+    0..K-1. masks: (n, h, w) bool, none empty. semantic: (h, w) uint8, 0 = things, 1..S = stuff, 255 = void. scores:
+    (n,) float32 in [0, 1], how surely each is an object, or None: all are.
     """
 
     image_id: str
@@ -44,6 +45,7 @@ class Sample:
     classes: NDArray[np.int64]
     masks: BoolArray
     semantic: NDArray[np.uint8]
+    scores: NDArray[np.float32] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -67,11 +69,14 @@ def from_panoptic_row(
     num_things: int,
     num_stuff: int,
     instances: Mapping[str, Any] | None = None,
+    nested: bool = False,
 ) -> Sample:
     """A row of `workers.records.PANOPTIC_SCHEMA` and its decoded (h, w, 3) uint8 image -> the sample.
 
     `instances` is the row of the same image in the instances part from which the panoptic row was merged; its `rle`
-    then give the masks and boxes (see above). An image without instances or without stuff is a sample like any other.
+    then give the masks and boxes (see above). With `nested` its `category` gives the classes, and all its masks are
+    instances, seen in the map or not, with its `score` (1 where there is none). An image without instances or without
+    stuff is a sample like any other.
 
     Raises:
         ValueError: names the image and the values, when the row is not readable; sizes of image, row and map differ;
@@ -90,6 +95,8 @@ def from_panoptic_row(
     labels = [Label(segment["id"], segment["category"]) for segment in segments]
     _check_labels(image_id, ids, labels, num_things, num_stuff)
     things = [label for label in labels if label.category <= num_things]
+    if nested and instances is not None:
+        return _nested_sample(image_id, image, ids, labels, instances, num_things)
     masks = _visible_masks(ids, things) if instances is None else _whole_masks(image_id, ids, things, instances)
     return _sample(image_id, image, ids, labels, masks, num_things)
 
@@ -147,7 +154,9 @@ def to_target(sample: Sample) -> tuple[Tensor, Target]:
     """The sample as the model takes it: (3, h, w) uint8 RGB, and the target with the same arrays as tensors."""
     image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
     arrays = (sample.boxes, sample.classes, sample.masks, sample.semantic)
-    return image, Target(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+    boxes, classes, masks, semantic = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+    scores = None if sample.scores is None else torch.from_numpy(sample.scores)
+    return image, Target(boxes, classes, masks, semantic, scores)
 
 
 def mask_boxes(masks_nhw: BoolArray) -> NDArray[np.float32]:
@@ -164,14 +173,38 @@ def _sample(
     num_things: int,
 ) -> Sample:
     """`masks` holds, by id, those of the segments that are instances."""
+    found = np.stack(list(masks.values())) if masks else np.zeros((0, *ids.shape), bool)
+    classes = [label.category - 1 for label in labels if label.id in masks]
+    semantic = _semantic(ids, labels, num_things)
+    return Sample(image_id, image, mask_boxes(found), np.array(classes, np.int64).reshape(-1), found, semantic)
+
+
+def _nested_sample(
+    image_id: str,
+    image: NDArray[np.uint8],
+    ids: NDArray[np.int32],
+    labels: Sequence[Label],
+    instances: Mapping[str, Any],
+    num_things: int,
+) -> Sample:
+    _check_instances(image_id, ids, instances)
+    classes = np.array(instances["category"], np.int64).reshape(-1) - 1
+    if ((classes < 0) | (classes >= num_things)).any():
+        raise ValueError(f"{image_id}: categories {instances['category'][:5]} of masks are not all in 1..{num_things}")
+    masks = [decode_rle(counts, *ids.shape) for counts in instances["rle"]]
+    found = np.stack(masks) if masks else np.zeros((0, *ids.shape), bool)
+    seen = found.any(axis=(1, 2))
+    semantic = _semantic(ids, labels, num_things)
+    scores = np.array([1.0 if score is None else score for score in instances["score"]], np.float32)
+    return Sample(image_id, image, mask_boxes(found[seen]), classes[seen], found[seen], semantic, scores[seen])
+
+
+def _semantic(ids: NDArray[np.int32], labels: Sequence[Label], num_things: int) -> NDArray[np.uint8]:
+    """(h, w) classes of the semantic head from an id map."""
     semantic_of_id = np.full(int(ids.max()) + 1, VOID_LABEL, np.uint8)
     for label in labels:
         semantic_of_id[label.id] = max(THINGS, label.category - num_things)
-    found = np.stack(list(masks.values())) if masks else np.zeros((0, *ids.shape), bool)
-    classes = [label.category - 1 for label in labels if label.id in masks]
-    return Sample(
-        image_id, image, mask_boxes(found), np.array(classes, np.int64).reshape(-1), found, semantic_of_id[ids]
-    )
+    return semantic_of_id[ids]
 
 
 def _visible_masks(ids: NDArray[np.int32], things: Sequence[Label]) -> dict[int, BoolArray]:
@@ -182,15 +215,19 @@ def _whole_masks(
     image_id: str, ids: NDArray[np.int32], things: Sequence[Label], instances: Mapping[str, Any]
 ) -> dict[int, BoolArray]:
     """The masks of the instances part that the visible things are parts of."""
-    of_row = (instances["image_id"], instances["height"], instances["width"])
-    if of_row != (image_id, *ids.shape):
-        raise ValueError(f"{image_id}: a row of instances of {of_row}, wanted one of {(image_id, *ids.shape)}")
+    _check_instances(image_id, ids, instances)
     try:
         return whole_masks(
             ids, [thing.id for thing in things], [decode_rle(counts, *ids.shape) for counts in instances["rle"]]
         )
     except ValueError as error:
         raise ValueError(f"{image_id}: {error}") from error
+
+
+def _check_instances(image_id: str, ids: NDArray[np.int32], instances: Mapping[str, Any]) -> None:
+    of_row = (instances["image_id"], instances["height"], instances["width"])
+    if of_row != (image_id, *ids.shape):
+        raise ValueError(f"{image_id}: a row of instances of {of_row}, wanted one of {(image_id, *ids.shape)}")
 
 
 def _check_sizes(image_id: str, image: NDArray[np.uint8], sizes: Mapping[str, tuple[int, ...]]) -> None:

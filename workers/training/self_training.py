@@ -117,7 +117,7 @@ class SelfTrainingParams:
     """What decides the new labels; the first four as in `merge_predictions`, `max_cover` as in `merge_panoptic`.
 
     `semantics` says whose stuff lies behind the instances: that of the old labels or the model's. Where an image has no
-    old label, it is the model's.
+    old label, it is the model's. `nested`: the old masks are all that the instances list, with their categories.
     """
 
     threshold: float = CUTLER_THRESHOLDS[0]
@@ -126,6 +126,7 @@ class SelfTrainingParams:
     most: int = MOST_PREDICTIONS
     max_cover: float = 0.7
     semantics: Literal["old", "model"] = "old"
+    nested: bool = False
 
 
 class SelfTrainingWorker:
@@ -220,6 +221,7 @@ class SelfTrainingWorker:
             num_things=self._num_things,
             num_stuff=self._num_stuff,
             instances=instances,
+            nested=self._params.nested,
         )
         if self._params.semantics == "model":
             stuff = model_map

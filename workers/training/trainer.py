@@ -23,7 +23,7 @@ from model.panoptic.targets import Target
 from model.ranks import Ranks
 from model.shared_norm import share_statistics
 
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm)
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 LARGEST_LOSS = 1e6  # a training begins near 10, and never comes back from here
@@ -38,8 +38,10 @@ class Optimisation:
     """What decides the weights, besides the images and the first weights. ValueError for values out of range.
 
     `steps` in all; `rate` is multiplied by `drop_factor` from each step of `drops` on, and rises linearly from
-    `warmup_factor` of it during the first `warmup_steps`. `clip` bounds the L2 norm of each tensor's gradient by
-    itself. `ema` is the decay of averaged weights, or None. `precision` is that of the forward pass.
+    `warmup_factor` of it during the first `warmup_steps`; with the schedule `cosine` it falls along half a wave
+    instead, to 0 at the end. AdamW (arXiv 1711.05101) has no use for `momentum`. `clip` bounds the L2 norm of each
+    tensor's gradient by itself. `ema` is the decay of averaged weights, or None. `precision` is that of the forward
+    pass.
     """
 
     steps: int = 270_000
@@ -55,6 +57,8 @@ class Optimisation:
     ema: float | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    schedule: Literal["drops", "cosine"] = "drops"
 
     def __post_init__(self) -> None:
         for name, least in {"steps": 1, "batch_size": 1, "warmup_steps": 0, "seed": 0}.items():
@@ -70,18 +74,27 @@ class Optimisation:
         """The learning rate of a step, counted from 0."""
         warm = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
         factor = self.warmup_factor * (1 - warm) + warm
+        if self.schedule == "cosine":
+            return self.rate * factor * 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return self.rate * factor * self.drop_factor ** sum(step >= drop for drop in self.drops)
+
+    def optimiser_of(self, model: nn.Module) -> torch.optim.Optimizer:
+        groups = parameter_groups(model, self.weight_decay)
+        if self.optimiser == "adamw":
+            return torch.optim.AdamW(groups, lr=self.rate)
+        return torch.optim.SGD(groups, lr=self.rate, momentum=self.momentum)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one process sees of a step: `images` (3, h, w) uint8 RGB, their targets, their ids, and `first`, the place
-    of the first of them in the whole batch."""
+    """What one process sees of a step: `images` (3, h, w) uint8 RGB, their targets, their ids, `first`, the place of
+    the first of them in the whole batch, and the frozen tokens of each (D, h', w'), where they are known."""
 
     images: Sequence[Tensor]
     targets: Sequence[Target]
     image_ids: Sequence[str]
     first: int = 0
+    tokens: Sequence[Tensor] | None = None
 
 
 class PanopticTrainer:
@@ -97,9 +110,7 @@ class PanopticTrainer:
             model.to(memory_format=torch.channels_last)
         self.model = model.to(self.device).train()
         self.step = 0
-        self.optimiser = torch.optim.SGD(
-            parameter_groups(model, settings.weight_decay), lr=settings.rate, momentum=settings.momentum
-        )
+        self.optimiser = settings.optimiser_of(model)
         self.averaged = (
             None
             if settings.ema is None
@@ -160,9 +171,14 @@ class PanopticTrainer:
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         seeds = [(self.settings.seed, self.step, batch.first + i) for i in range(len(batch.images))]
         images = [image.to(self.device, non_blocking=True) for image in batch.images]
+        tokens = batch.tokens and [image.to(self.device, non_blocking=True) for image in batch.tokens]
         with self._autocast():
             losses: dict[str, Tensor] = self._forward(
-                images, batch.targets, generators=[generator_of(*seed) for seed in seeds], ranks=self.ranks
+                images,
+                batch.targets,
+                generators=[generator_of(*seed) for seed in seeds],
+                ranks=self.ranks,
+                tokens=tokens,
             )
         return losses
 
@@ -208,10 +224,14 @@ def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
     torch._foreach_mul_(gradients, factors)
 
 
+def _batch_norms(model: nn.Module) -> list[nn.BatchNorm2d | nn.SyncBatchNorm]:
+    return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm)]
+
+
 @contextlib.contextmanager
 def _cumulative(model: nn.Module) -> Iterator[None]:
     """Batch norms that keep the plain mean of the statistics from here on, from none."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm)]
+    norms = _batch_norms(model)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -227,9 +247,12 @@ def _cumulative(model: nn.Module) -> Iterator[None]:
 def precise_statistics(model: PanopticCascadeRCNN, batches: Iterable[Sequence[Tensor]], ranks: Ranks) -> None:
     """Set the running statistics of all batch norms to their mean over `batches` of (3, h, w) images (PreciseBN).
 
-    What a batch norm keeps in training is a mean over weights that were still changing.
+    What a batch norm keeps in training is a mean over weights that were still changing. A model without any is left
+    alone, and no batch is asked for.
     """
+    if not _batch_norms(model):
+        return
     with _cumulative(model):
         model.train()
         for images in batches:
-            model.backbone(model.prepare(images, ranks=ranks))
+            model.features(images, ranks=ranks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from model.panoptic.box_labels import LabelledBoxes, droploss_weights, label_box
 from model.panoptic.boxes import BoxCoder
 from model.panoptic.detections import detect
 from model.panoptic.roi_align import assign_levels, pool_boxes
-from model.panoptic.roi_heads import CODE_WEIGHTS, CascadeRoIHeads, box_losses
+from model.panoptic.roi_heads import CODE_WEIGHTS, CascadeRoIHeads, box_losses, soft_entropies
 from model.panoptic.sampling import even_choice
 from model.panoptic.targets import Target
 
@@ -63,6 +64,28 @@ def test_each_stage_asks_for_more_overlap() -> None:
     classes = [label_boxes(boxes, target, iou=iou, num_things=5).classes.tolist() for iou in (0.5, 0.6, 0.7)]
     assert classes == [[3, 3, 3, 5], [5, 3, 3, 5], [5, 5, 3, 5]]
     assert label_boxes(boxes, truth(boxes[:0], []), iou=0.5, num_things=5).classes.tolist() == [5] * 4
+
+
+def test_an_unsure_object_is_wanted_with_its_probability() -> None:
+    logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0], [0.0, 0.0, 1.0]])
+    scores, boxes = torch.tensor([0.7, 1.0, 0.2]), squares(10, 20, 30)
+    classes = torch.tensor([0, 1, 2])  # the last is background, whose score means nothing
+    unsure = LabelledBoxes(boxes, classes, torch.tensor([0, 1, 0]), boxes, scores)
+    sure = LabelledBoxes(boxes, classes, torch.tensor([0, 1, 0]), boxes)
+    minus_log = -logits.log_softmax(1)
+    wanted = torch.stack([0.7 * minus_log[0, 0] + 0.3 * minus_log[0, 2], minus_log[1, 1], minus_log[2, 2]])
+    torch.testing.assert_close(soft_entropies(logits, [unsure]), wanted)
+    both = soft_entropies(torch.cat([logits, logits]), [sure, unsure])
+    torch.testing.assert_close(both, torch.cat([minus_log[torch.arange(3), classes], wanted]))
+    assert unsure[torch.tensor([2, 0])].scores.tolist() == pytest.approx([0.2, 0.7])  # type: ignore[union-attr]
+
+
+def test_a_box_has_the_score_of_its_object() -> None:
+    target = replace(truth(squares(20, 30), [3, 1]), scores=torch.tensor([0.5, 0.9]))
+    labelled = label_boxes(squares(30, 20), target, iou=0.5, num_things=5)
+    assert labelled.scores is not None and labelled.scores.tolist() == pytest.approx([0.9, 0.5])
+    with pytest.raises(ValueError, match=r"Target\.scores must be \(2,\)"):
+        replace(target, scores=torch.ones(3))
 
 
 def test_objects_come_first_and_fill_at_most_their_fraction() -> None:

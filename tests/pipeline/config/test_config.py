@@ -61,6 +61,19 @@ def test_copies_weigh_as_one_where_a_cosine_is_given(tmp_path: Path) -> None:
         ("source: {uri: a}\nrun: {uri: x}", ["clusters.dedup=0.5"], r"clusters.dedup: .* equal to 0.8 \(got 0.5\)"),
         ("source: {uri: a}\nrun: {uri: x}", ["clusters.dedup=1"], r"clusters.dedup: .* less than 1 \(got 1\)"),
         ("run: {uri: x}", [], r"source: is required"),
+        ("source: {uri: a}\nrun: {uri: x}", ["train.network.backbone=swin"], r"backbone: .*'resnet50' or 'vit'"),
+        ("source: {uri: a}\nrun: {uri: x}", ["train.network.patch_stride=14"], r"patch_stride: .*8 or 16"),
+        ("source: {uri: a}\nrun: {uri: x}", ["train.cache=true"], r"network.backbone is resnet50: leave out cache"),
+        (
+            "source: {uri: a}\nrun: {uri: x}\ntrain: {network: {backbone: vit}}",
+            ["train.backbone=r50.pth"],
+            r"network.backbone is vit: leave out one",
+        ),
+        (
+            "source: {uri: a}\nrun: {uri: x}\ntrain: {network: {backbone: vit}, cache: true}",
+            ["train.copy_paste.mode=plain"],
+            r"cache is of whole photos, and copy_paste.mode plain makes new ones",
+        ),
         (
             "source: {uri: a, shard_sze: 3}\nrun: {uri: x}",
             [],

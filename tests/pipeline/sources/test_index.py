@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import tracemalloc
 from collections.abc import Iterable
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.sources.index import Ignored, Index, build_index, check_source, open_index, scan, write_index
+from pipeline.sources.index_files import _line
 from pipeline.store import storage
 from tests.fault_proxy import FaultProxy
 from tests.pipeline.sources.image_sources import SHARD, put, tar
@@ -63,6 +68,21 @@ def test_the_digest_is_that_of_the_records_and_not_of_the_shards(tmp_path: Path)
     digests = {write_index(numbered(10), str(tmp_path), size)[2] for size in (1, 3, 10, 100)}
     assert digests == {hashlib.sha256(expected.encode()).hexdigest()}
     assert write_index(numbered(9), str(tmp_path), 3)[2] not in digests
+
+
+def test_the_digest_is_made_of_json_whatever_the_names_and_keys(tmp_path: Path) -> None:
+    names = ['a "b"],[.jpg', "back\\slash.jpg", "tab\t, newline\n, \x7f.jpg", "é e\u0301 \u2028 😀.jpg", ""]
+    keys = ['x,"y"', None, 1.5, date(2024, 1, 2), True]
+    records = [
+        ImageRecord(name, f"s3://bucket/{name}", 3, -1, (key, number))
+        for number, (name, key) in enumerate(zip(names, keys, strict=True))
+    ]
+    lines = [json.dumps([r.image_id, r.uri, 3, -1, *r.keys], separators=(",", ":"), default=str) for r in records]
+    schema = pa.schema([("number", pa.int64())])
+    kept = [replace(record, keys=(record.keys[1],)) for record in records]
+    assert [_line(record) for record in records] == [f"{line}\n" for line in lines]
+    expected = "".join(_line(record) for record in kept)
+    assert write_index(kept, str(tmp_path), 2, schema)[2] == hashlib.sha256(expected.encode()).hexdigest()
 
 
 def test_an_index_goes_to_another_process(tmp_path: Path) -> None:

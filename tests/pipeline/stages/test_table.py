@@ -100,6 +100,20 @@ def test_weights_file_enters_by_its_content(tmp_path: Path, index: Index) -> Non
     assert fingerprints(config(backbone={"name": "dino_vits8", "weights": names["b"]}), index) != prints["a"]
 
 
+def test_a_training_behind_a_transformer_depends_on_its_weights(index: Index) -> None:
+    def fingerprint(seed: int, **train: object) -> str:
+        backbone = {"name": "patch-dct", "weights": f"random:{seed}"}
+        labels = {"labels": __file__, "label_images": "/photos", "steps": 5}  # so that no label of the run is read
+        settings = config(backbone=backbone, train={**labels, **train})
+        return resolve_stages(settings, index)["train"].fingerprint
+
+    vit = {"network": {"backbone": "vit"}}
+    assert fingerprint(0) == fingerprint(1)
+    assert len({fingerprint(0), fingerprint(0, **vit), fingerprint(1, **vit)}) == 3
+    assert fingerprint(0, **vit) == fingerprint(0, **vit, cache=True)
+    assert fingerprint(0) == fingerprint(0, network={"backbone": "resnet50", "patch_stride": 16})
+
+
 def test_index_folder_depends_on_the_source_alone() -> None:
     assert index_folder(config()) == index_folder(config(maskcut={"tau": 0.3}))
     assert index_folder(config()) != index_folder(config(source={"uri": "/photos", "shard_size": 5}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +156,22 @@ def test_the_published_sides_are_the_default() -> None:
     assert (SHORT_SIDES, MAX_SIDE) == ((240, 320, 480, 640, 672, 704, 736, 768, 800, 1024), 1333)
     with pytest.raises(ValueError, match=r"a\.jpg: cannot resize to 0 x 3"):
         resize(scene(2, 2), 0, 3)
+
+
+def test_scores_stay_with_their_instances() -> None:
+    sample = scene(40, 30)
+    tiny = np.zeros((1, 40, 30), bool)
+    tiny[0, 39, 29] = True  # vanishes where the photo is halved
+    sample = replace(
+        sample,
+        boxes=mask_boxes(np.concatenate([tiny, sample.masks])),
+        masks=np.concatenate([tiny, sample.masks]),
+        classes=np.array([9, 0, 1, 2]),
+        scores=np.array([0.9, 0.1, 0.2, 0.3], np.float32),
+    )
+    small = flip(resize(sample, 4, 3))
+    assert small.scores is not None
+    assert {int(label): float(score) for label, score in zip(small.classes, small.scores, strict=True)} == {
+        int(label): pytest.approx(0.1 * (label + 1)) for label in small.classes
+    }
+    assert len(small.scores) < 4

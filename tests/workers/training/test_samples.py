@@ -149,6 +149,28 @@ def test_whole_masks_come_from_the_instances_part() -> None:
     np.testing.assert_array_equal(visible.semantic, whole.semantic)
 
 
+def test_nested_masks_are_all_learnt_with_their_own_classes() -> None:
+    whole, part, empty = np.zeros((3, 2, 4), bool)
+    whole[:, :3], part[0, 1] = True, True
+    row = row_of([[1, 1, 1, 4], [1, 1, 1, 4]], [segment(1, 2), segment(4, 4)])
+    masks = [encode_rle(mask) for mask in (whole, part, empty)]
+    targets = {"image_id": "a.jpg", "height": 2, "width": 4, "rle": masks, "category": [3, 1, 2]}
+    targets["score"] = [0.5, None, 0.9]
+    sample = sample_of(row, instances=targets, nested=True)
+    assert sample.classes.tolist() == [2, 0]
+    assert sample.scores is not None and sample.scores.tolist() == [0.5, 1.0]
+    assert to_target(sample)[1].scores.tolist() == [0.5, 1.0]  # type: ignore[union-attr]
+    assert sample.boxes.tolist() == [[0, 0, 3, 2], [1, 0, 2, 1]]
+    assert np.array_equal(sample.masks, np.stack([whole, part]))
+    assert sample.semantic.tolist() == [[0, 0, 0, 1], [0, 0, 0, 1]]  # the map is that of the labels
+    none = sample_of(row, instances={**targets, "rle": [], "category": [], "score": []}, nested=True)
+    assert none.masks.shape == (0, 2, 4)
+    with pytest.raises(ValueError, match=r"a\.jpg: categories \[3, 1, 4\] of masks are not all in 1\.\.3"):
+        sample_of(row, instances={**targets, "category": [3, 1, 4]}, nested=True)
+    with pytest.raises(ValueError, match="wanted one of"):
+        sample_of(row, instances={**targets, "image_id": "b.jpg"}, nested=True)
+
+
 def test_instances_of_another_image_or_run_are_refused() -> None:
     row, instances = merged(overlapping(), [1, 2, 3, 1])
     with pytest.raises(ValueError, match=r"a\.jpg: a row of instances of \('b\.jpg', 6, 8\), wanted one of"):

@@ -69,6 +69,25 @@ def test_the_rate_warms_up_and_drops() -> None:
     )
 
 
+def test_the_rate_falls_along_half_a_wave() -> None:
+    settings = Optimisation(steps=100, rate=0.01, warmup_steps=10, warmup_factor=0.0, schedule="cosine")
+    assert [settings.rate_at(step) for step in (0, 50, 100)] == pytest.approx([0.0, 0.005, 0.0])
+    assert settings.rate_at(5) == pytest.approx(0.005 * 0.5 * (1 + math.cos(0.05 * math.pi)))
+
+
+def test_adamw_learns_and_goes_on_bit_for_bit() -> None:
+    settings = replace(SETTINGS, warmup_steps=0, rate=1e-3, optimiser="adamw", schedule="cosine")
+    unbroken, losses = run(Ranks(), settings, 4)
+    assert losses[-1] < losses[0]
+    first, _ = run(Ranks(), settings, 2)
+    second = PanopticTrainer(tiny_model(), settings, device="cpu", ranks=Ranks())
+    second.load_state(first.state())
+    for step in (2, 3):
+        second.advance(batch(step, Ranks()))
+    for name, values in unbroken.model.state_dict().items():
+        assert torch.equal(values, second.model.state_dict()[name]), name
+
+
 def test_each_tensor_is_clipped_by_itself() -> None:
     small, large = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
     small.grad, large.grad = torch.tensor([0.3, 0.4]), torch.tensor([30.0, 40.0])
