@@ -67,8 +67,8 @@ class WorkersConfig(Section):
     # A shard that killed so many workers is given up; an image that alone killed one fewer gets the status `crashed`.
     # Raise it where workers are lost for reasons of their own; those that go down with their node do not count.
     attempts: int = Field(3, ge=2)
-    # A worker that takes in no next image for so long, or for ten times as long as a batch took so far (two minutes at
-    # least), is killed and its shard tried again; None: it may hang for ever.
+    # A worker that takes in no next image for so long, or for ten times as long as the photos it holds took so far (two
+    # minutes at least), is killed and its shard tried again; None: it may hang for ever.
     hang_timeout_s: float | None = Field(3600, gt=0)
     batch_size: int = Field(1, ge=1)  # images a forward pass
     crop_batch: int = Field(16, ge=1)  # mask crops a forward pass

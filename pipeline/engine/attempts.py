@@ -24,8 +24,10 @@ import bisect
 import collections
 import contextlib
 import faulthandler
+import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -33,10 +35,11 @@ from typing import Any
 
 from pipeline.store import retries
 
+log = logging.getLogger(__name__)
 Key = int | str  # a shard, or the id of an actor that starts
 LATE, LATE_S = 1.5, 2.0  # times the median shard, and seconds at least, from which one under way is late
 POLL_S = 0.5  # between an idle worker's questions
-HANGS, HANGS_S = 10.0, 120.0  # times what the photos of a batch took, and seconds at least, from which one hangs
+HANGS, HANGS_S = 10.0, 120.0  # times what the photos under way take, and seconds at least, from which one hangs
 KNOWN = 16  # photos, from which on it is known what they take
 
 
@@ -180,13 +183,22 @@ class Leaving:
         self._asked, self._nodes = -math.inf, set[str]()
 
     def __call__(self, node: str) -> bool:
-        if time.monotonic() - self._asked > self.EVERY_S:
-            import ray
-            from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray has no public way to ask
+        from ray.exceptions import RayError
 
-            client = GcsClient(address=ray.get_runtime_context().gcs_address)
-            self._nodes, self._asked = set(client.get_draining_nodes()), time.monotonic()
+        if time.monotonic() - self._asked > self.EVERY_S:
+            self._asked = time.monotonic()
+            try:
+                self._nodes = self.ask()
+            except RayError as error:  # a head that is away for a moment: what it said last holds
+                log.warning("the cluster does not say which nodes are to go: %s", error)
         return node in self._nodes
+
+    def ask(self) -> set[str]:
+        """The ids of those that are to go. RayError: the cluster does not answer."""
+        import ray
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray has no public way to ask
+
+        return set(GcsClient(address=ray.get_runtime_context().gcs_address).get_draining_nodes())
 
 
 class Attempts:
@@ -198,11 +210,12 @@ class Attempts:
     image that is taken in, and while a store is asked again.
     """
 
-    def __init__(self, ledger: Any = None, hang_timeout_s: float | None = None, batch_size: int = 1) -> None:
+    def __init__(self, ledger: Any = None, hang_timeout_s: float | None = None, held: int = 1) -> None:
+        """`held`: photos that the worker may have under way at a time."""
         self._ledger = ledger
         self._key: Key = ""
-        self._watching = False
-        self._watch = HangLimit(hang_timeout_s, batch_size)
+        self._watching, self._lock = False, threading.Lock()
+        self._watch = HangLimit(hang_timeout_s, held)
         self.node = ""  # Ray's id
         self.current = Attempt()
         if ledger is not None:
@@ -273,21 +286,24 @@ class Attempts:
         try:
             yield
         finally:
-            self._watching = False
-            faulthandler.cancel_dump_traceback_later()
+            with self._lock:  # no thread that still waits for a store winds it up again
+                self._watching = False
+                faulthandler.cancel_dump_traceback_later()
+            self._watch.end()
 
     def _alive(self) -> None:
         limit_s = self._watch.limit_s(one_by_one=self.current.one_by_one)
-        if self._watching and limit_s is not None:
-            faulthandler.dump_traceback_later(limit_s, exit=True)
+        with self._lock:
+            if self._watching and limit_s is not None:
+                faulthandler.dump_traceback_later(limit_s, exit=True)
 
 
 class HangLimit:
-    """How long a worker may be silent: ten times what a batch of its photos took so far, at least two minutes and at
-    most `most_s`, which also holds before that is known; None: for ever."""
+    """How long a worker may be silent: ten times what so many photos as it holds at a time took so far, at least two
+    minutes and at most `most_s`, which also holds before that is known; None: for ever."""
 
-    def __init__(self, most_s: float | None, batch_size: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most_s, self._batch_size, self._clock = most_s, batch_size, clock
+    def __init__(self, most_s: float | None, held: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most_s, self._held, self._clock = most_s, held, clock
         self._photos, self._spent_s, self._last = 0, 0.0, 0.0
 
     def begin(self) -> None:
@@ -296,12 +312,16 @@ class HangLimit:
 
     def count(self) -> None:
         """A photo is taken in."""
+        self.end()
+        self._photos += 1
+
+    def end(self) -> None:
+        """Time up to now was the photos'."""
         now = self._clock()
-        self._spent_s += now - self._last
-        self._photos, self._last = self._photos + 1, now
+        self._spent_s, self._last = self._spent_s + now - self._last, now
 
     def limit_s(self, *, one_by_one: bool) -> float | None:
         """In seconds. `one_by_one`: a photo may yet be found to be at fault, and gets the longest."""
-        if self._most_s is None or one_by_one or self._photos < max(KNOWN, 2 * self._batch_size):
+        if self._most_s is None or one_by_one or self._photos < max(KNOWN, 2 * self._held):
             return self._most_s
-        return min(self._most_s, max(HANGS_S, HANGS * self._batch_size * self._spent_s / self._photos))
+        return min(self._most_s, max(HANGS_S, HANGS * self._held * self._spent_s / self._photos))

@@ -38,6 +38,7 @@ from pipeline.sources.index import open_index
 from pipeline.store import storage
 from pipeline.store.weights import local_weights
 from workers.counts import count
+from workers.overlap import UNDER_WAY
 from workers.phases import Phases
 from workers.records import GONE, ImageRecord, Status, with_columns, with_metadata
 
@@ -79,7 +80,8 @@ class ShardActor(ABC):
         self.job = job
         self.config = job.config
         workers = job.config.workers
-        self.attempts = Attempts(ledger, workers.hang_timeout_s, workers.batch_size)
+        batches = max(UNDER_WAY, math.floor(workers.cpus) + 1)  # of whichever flow
+        self.attempts = Attempts(ledger, workers.hang_timeout_s, batches * workers.batch_size)
         with self.attempts.attempt() as attempt:
             if attempt.given_up:
                 raise RuntimeError(attempt.given_up)

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RpcError
 
 from pipeline.config import Config
-from pipeline.engine.attempts import Attempt, Attempts, HangLimit, Ledger, Second, start_ledger
+from pipeline.engine.attempts import Attempt, Attempts, HangLimit, Leaving, Ledger, Second, start_ledger
 from pipeline.engine.pool import run_shards
 from pipeline.engine.receipts import Receipt
 from pipeline.engine.shards import CRASHED, StageJob
@@ -83,6 +83,19 @@ def test_nothing_begins_on_a_node_that_leaves_and_nobody_is_blamed() -> None:
     book = Ledger(2, lambda node: True, node_leaves=lambda node: node == "spot")
     assert [book.begin(0, "spot") for _ in range(3)] == [Attempt(leave=True)] * 3
     assert book.begin(0, "n") == Attempt(1)
+
+
+def test_a_head_that_is_away_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaving = Leaving()
+    monkeypatch.setattr(leaving, "ask", lambda: {"spot"})
+    assert (leaving("spot"), leaving("n")) == (True, False)
+
+    def away() -> set[str]:
+        raise RpcError("no head")
+
+    monkeypatch.setattr(leaving, "ask", away)
+    monkeypatch.setattr(leaving, "EVERY_S", -1.0)
+    assert (leaving("spot"), leaving("n")) == (True, False), "as it was last told"
 
 
 def test_a_ledger_that_forgot_takes_what_it_is_told() -> None:
@@ -302,6 +315,9 @@ def test_how_long_a_worker_may_be_silent() -> None:
     for _ in range(1000):
         watch.count()
     assert watch.limit_s(one_by_one=False) == 120
+    now[0] += 10_160  # all photos of a shard were taken in at once, and then it took its time
+    watch.end()
+    assert watch.limit_s(one_by_one=False) == 10 * 8 * (10_160 + 48) / 1016
     assert HangLimit(60, 8).limit_s(one_by_one=False) == 60
     assert HangLimit(None, 1).limit_s(one_by_one=False) is None
 
