@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from model.backbone import load_backbone
 from model.panoptic.network import PanopticCascadeRCNN
+from workers.training.trainer import PanopticTrainer
 
 THINGS, STUFF = 3, 2
 KEYWORDS: dict[str, Any] = {
@@ -73,3 +77,18 @@ def scene(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
         top, left = int(random.integers(0, height // 2 + 1)), int(random.integers(0, width // 2 + 1))
         photo[top : top + height // 3, left : left + width // 3] = random.integers(0, 256, 3)
     return photo
+
+
+@contextlib.contextmanager
+def stopped_at_step(step: int) -> Iterator[None]:
+    """Trainings of the block are interrupted before this step, and with them the block."""
+    advance = PanopticTrainer.advance
+
+    def stops(self: PanopticTrainer, batch: Any) -> dict[str, float]:
+        if self.step == step:
+            raise KeyboardInterrupt
+        return advance(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PanopticTrainer, "advance", stops)
+        yield

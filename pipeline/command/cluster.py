@@ -33,6 +33,19 @@ class Environment(enum.StrEnum):
     UNCHECKED = "unchecked"
 
 
+JobEnvironment = Annotated[
+    Environment,
+    typer.Option(
+        help="Packages of the job: image, the cluster's, checked against constraints.txt; pip, the pinned ones "
+        "installed on every node; unchecked, the cluster's as they are."
+    ),
+]
+Variables = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="A variable of here that the job gets, too; repeat for more."),
+]
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the program's."""
     app.command()(submit)
@@ -53,17 +66,8 @@ def submit(
     wait_for_resources: WaitForResources = 0,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the job's end, and end with its exit code.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Wait likewise, and print the job's log.")] = False,
-    environment: Annotated[
-        Environment,
-        typer.Option(
-            help="Packages of the job: image, the cluster's, checked against constraints.txt; pip, the pinned ones "
-            "installed on every node; unchecked, the cluster's as they are."
-        ),
-    ] = Environment.IMAGE,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A variable of here that the job gets, too; repeat for more."),
-    ] = None,
+    environment: JobEnvironment = Environment.IMAGE,
+    env: Variables = None,
     as_json: AsJson = False,
 ) -> None:
     """Run on a Ray cluster, as a job that outlives this command. Submitting again continues after any interruption."""

@@ -60,13 +60,16 @@ def test_cuts_of_a_batch_ask_the_device_nothing() -> None:
     from workers.ncut import affinity_edges
 
     edges = affinity_edges(made.colour_features(made.photos(3, 160, 120), 8).cuda(), 0.15)
-    batch_cuts(edges, (20, 15), 3, 32)
+    asking = batch_cuts(edges, (20, 15), 3, 32)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        batch_cuts(edges, (20, 15), 3, 32)
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            asking[0].mask_BN.any().item()  # it does raise
+        unasked = batch_cuts(edges, (20, 15), 3, 32)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(one.mask_BN, other.mask_BN) for one, other in zip(unasked, asking, strict=True))
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -20,7 +20,7 @@ from pipeline.train import loop
 from pipeline.train.coco_photos import CocoPhotos
 from pipeline.train.fit import _require_sound, fit_panoptic
 from pipeline.train.job import TrainSettings
-from tests.tiny_panoptic import NETWORK
+from tests.tiny_panoptic import NETWORK, stopped_at_step
 from workers.decode import DecodeLimits
 from workers.training.copy_paste import CopyPaste
 from workers.training.samples import Sample
@@ -91,17 +91,9 @@ def test_the_artifact_holds_weights_history_board_and_a_picture(unbroken: Path) 
 def test_a_fit_that_was_stopped_goes_on_to_the_same_weights(
     scenes: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with stopped_at_step(3):
+        fit_panoptic(photos_of(scenes), str(tmp_path), SETTINGS, checkpoint_every=2)
     advance = PanopticTrainer.advance
-
-    def stops(self: PanopticTrainer, batch: Any) -> dict[str, float]:
-        if self.step == 3:
-            raise KeyboardInterrupt
-        return advance(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PanopticTrainer, "advance", stops)
-        with pytest.raises(KeyboardInterrupt):
-            fit_panoptic(photos_of(scenes), str(tmp_path), SETTINGS, checkpoint_every=2)
     done = []
 
     def counts(self: PanopticTrainer, batch: Any) -> dict[str, float]:

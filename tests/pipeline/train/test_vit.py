@@ -23,10 +23,10 @@ from pipeline.train.coco_photos import CocoPhotos
 from pipeline.train.fit import fit_panoptic
 from pipeline.train.job import TrainJob, TrainSettings, build_model
 from pipeline.train.tokens import TokenCache
-from tests.tiny_panoptic import NETWORK, scene
+from tests.tiny_panoptic import NETWORK, scene, stopped_at_step
 from workers.decode import DecodeLimits
 from workers.training.copy_paste import CopyPaste
-from workers.training.trainer import LossNotFinite, Optimisation, PanopticTrainer
+from workers.training.trainer import LossNotFinite, Optimisation
 
 FROZEN = FrozenBackbone("patch-dct", "random:0", "random:0")
 SETTINGS = TrainSettings(
@@ -134,20 +134,9 @@ def test_tokens_that_are_not_whole_are_made_again(tmp_path: Path, damage: bytes)
     assert torch.equal(cache(image), whole)
 
 
-def test_a_fit_that_was_stopped_goes_on_to_the_same_weights(
-    photos: CocoPhotos, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    advance = PanopticTrainer.advance
-
-    def stops(self: PanopticTrainer, batch: Any) -> dict[str, float]:
-        if self.step == 3:
-            raise KeyboardInterrupt
-        return advance(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PanopticTrainer, "advance", stops)
-        with pytest.raises(KeyboardInterrupt):
-            fit_panoptic(photos, str(tmp_path), SETTINGS, checkpoint_every=2)
+def test_a_fit_that_was_stopped_goes_on_to_the_same_weights(photos: CocoPhotos, unbroken: Path, tmp_path: Path) -> None:
+    with stopped_at_step(3):
+        fit_panoptic(photos, str(tmp_path), SETTINGS, checkpoint_every=2)
     fit_panoptic(photos, str(tmp_path), SETTINGS, checkpoint_every=2)
     assert_same_weights(unbroken, tmp_path, 0)
 
