@@ -38,14 +38,14 @@ from workers.images import LoadedImage
 from workers.overlap import InTurn
 from workers.phases import Phases
 
-BATCH = 8  # photos that a peer hands to its worker
+BATCH = 8  # photos that a peer hands to its worker, and of a shard
 SAMPLE_S = 0.5  # between looks at the memory
 
 
 def config_of(photos: Path, run: Path, weights: str | None) -> dict[str, Any]:
     name = "dinov2_vits14" if weights else "patch-dct"
     return {
-        "source": {"uri": str(photos), "shard_size": 16},
+        "source": {"uri": str(photos), "shard_size": BATCH},
         "run": {"uri": str(run), "max_empty": 1},
         "backbone": {"name": name, "weights": weights or "random:0"},
         "workers": {"size": 2, "cpus": 1, "memory_gb": 2},

@@ -22,6 +22,7 @@ import ray.data
 from ray.autoscaler.sdk import request_resources
 
 from pipeline.config.workers import WorkersConfig
+from pipeline.engine.heap import ONE_HEAP
 from pipeline.engine.log import say
 from pipeline.errors import ConfigError
 
@@ -247,6 +248,7 @@ def _start_local(workers: WorkersConfig) -> None:
             "lower them"
         )
     folder = _session_folder()
+    os.environ |= ONE_HEAP | os.environ  # its processes have this one's environment
     try:
         ray.init(
             address="local",  # never a cluster that happens to run on this machine: --address names that one

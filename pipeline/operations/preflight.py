@@ -5,13 +5,18 @@ Each raises ConfigError with the key, the value and the remedy.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
-from model.backbone import check_weights
+import model
 from model.backbone.names import OFFICIAL_URLS
+from model.backbone.weights import resolve_weights
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.sources.choice import choice_of
@@ -94,9 +99,26 @@ def _is_fetched(config: Config) -> bool:
 def check_backbone(config: Config) -> None:
     backbone = config.backbone
     try:
-        check_weights(backbone.name, local_weights(backbone.weights), sha256=backbone.sha256)
+        weights = resolve_weights(backbone.name, local_weights(backbone.weights), sha256=backbone.sha256)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    if weights.path is not None:
+        _check_apart(backbone.name, weights.path)
+
+
+def _check_apart(name: str, weights: Path) -> None:
+    """ConfigError unless the file fits the backbone. Another process loads torch for that: it would stay here."""
+    path = os.pathsep.join(filter(None, [str(Path(model.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    child = subprocess.run(
+        [sys.executable, "-m", "model.backbone", name, str(weights)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    if child.returncode == 2:
+        raise ConfigError(child.stdout.strip())
+    if child.returncode:
+        raise RuntimeError(f"the check of {weights} ended with {child.returncode}: {child.stderr.strip()}")
 
 
 def check_run_folder(run_uri: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from model.backbone.weights import NAMED
+from pipeline.engine.heap import ONE_HEAP
 from pipeline.errors import ConfigError
 from pipeline.operations import pins
 from pipeline.operations.parcel import Parcel, listing, pack
@@ -75,7 +76,7 @@ def _runtime_env(root: Path, environment: Environment, variables: Sequence[str])
     missing = [name for name in variables if name not in os.environ]
     if missing:
         raise ConfigError(f"--env: {', '.join(missing)} is not set here; export it, or leave it out")
-    wanted: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in variables}}
+    wanted: dict[str, Any] = {"env_vars": ONE_HEAP | {name: os.environ[name] for name in variables}}
     if environment != "unchecked" and not all((root / name).exists() for name in ("pyproject.toml", "constraints.txt")):
         raise ConfigError(
             f"--environment: {root} is no checkout, it has no pyproject.toml and constraints.txt to tell the versions; "

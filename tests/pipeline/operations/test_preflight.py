@@ -52,6 +52,25 @@ def test_mistakes_are_refused(
         check_all(config(images, tmp_path / "run", **sections))
 
 
+def test_weights_are_looked_at_by_a_process_that_finds_the_packages_wherever_it_stands(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "vit.pth"
+    page.write_text("<!DOCTYPE html><html>sign in</html>")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with pytest.raises(ConfigError, match=r"^backbone.weights: .*vit.pth"):
+        check_all(config(images, tmp_path / "run", backbone={"name": "dino_vits8", "weights": str(page)}))
+
+
+def test_a_check_of_weights_that_dies_says_so(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "vit.pth"
+    weights.write_bytes(b"never read")
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(RuntimeError, match=r"check of .*vit.pth ended with 1"):
+        check_all(config(images, tmp_path / "run", backbone={"name": "dino_vits8", "weights": str(weights)}))
+
+
 def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("x")

@@ -41,7 +41,7 @@ def test_variables_go_along_by_name_alone(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store:9000")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     assert _runtime_env(CHECKOUT, "image", ["AWS_ENDPOINT_URL"]) == {
-        "env_vars": {"AWS_ENDPOINT_URL": "http://store:9000"}
+        "env_vars": {"MALLOC_ARENA_MAX": "1", "AWS_ENDPOINT_URL": "http://store:9000"}
     }
     with pytest.raises(ConfigError, match="--env: NOT_SET_HERE is not set here"):
         _runtime_env(CHECKOUT, "image", ["NOT_SET_HERE"])
@@ -71,7 +71,7 @@ def test_a_changed_constraint_makes_another_environment(tmp_path: Path) -> None:
 def test_an_installed_package_has_no_pins_to_check(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="submit from a clone, or with --environment unchecked"):
         _runtime_env(tmp_path, "image", [])
-    assert _runtime_env(tmp_path, "unchecked", []) == {"env_vars": {}}
+    assert _runtime_env(tmp_path, "unchecked", []) == {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
 
 
 def test_local_paths_are_absolute_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,18 @@
+"""`python -m model.backbone NAME FILE`: whether a file of weights fits, in a process of its own.
+
+torch stays in the memory of the process that has imported it, of which a driver, that computes nothing, has no use.
+What is wrong with the file is printed, and the exit status is 2.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from model.backbone import check_weights
+
+if __name__ == "__main__":
+    try:
+        check_weights(*sys.argv[1:])
+    except (OSError, ValueError) as error:
+        print(error)
+        raise SystemExit(2) from None
