@@ -118,6 +118,7 @@ def with_data_loader(config: Config) -> None:
 
 
 PEERS = {"Ray Data": with_ray_data, "DataLoader": with_data_loader}
+WAYS = ["u2label", *PEERS]
 
 
 def command_of(way: str, config: Path) -> list[str]:
@@ -181,18 +182,17 @@ def measure(way: str, photos: Path, folder: Path, args: argparse.Namespace) -> d
     seconds, memory = watch(way, config)
     assert rows_in(run) == images, (way, rows_in(run))
     shutil.rmtree(run)
-    killed, _ = watch(way, config, kill_after_s=seconds * args.kill_at)
-    left = rows_in(run) if run.exists() else 0
-    again, _ = watch(way, config)
-    result = {
-        "photos/s": round(images / seconds, 3),
-        "seconds": seconds,
-        "memory MiB": memory,
-        "killed after s": killed,
-        "rows left": left,
-        "second start s": again,
-        "rows at the end": rows_in(run),
-    }
+    result = {"photos/s": round(images / seconds, 3), "seconds": seconds, "memory MiB": memory}
+    if args.kill_at:
+        killed, _ = watch(way, config, kill_after_s=seconds * args.kill_at)
+        left = rows_in(run) if run.exists() else 0
+        again, _ = watch(way, config)
+        result |= {
+            "killed after s": killed,
+            "rows left": left,
+            "second start s": again,
+            "rows at the end": rows_in(run),
+        }
     print(way, result, file=sys.stderr, flush=True)
     return result
 
@@ -202,7 +202,8 @@ def main() -> None:
     parser.add_argument("photos", type=Path, help="a folder of photos; with --peer, a config")
     parser.add_argument("--images", type=int, default=1000, help="the first so many of them by name")
     parser.add_argument("--weights", help="of a DINOv2 ViT-S/14")
-    parser.add_argument("--kill-at", type=float, default=0.6, help="of the undisturbed time")
+    parser.add_argument("--kill-at", type=float, default=0.6, help="of the undisturbed time; 0: no kill")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="all three unless told")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help="JSON file to keep the result in; its other entries stay")
     args = parser.parse_args()
@@ -218,7 +219,7 @@ def main() -> None:
         for path in paths[: args.images]:
             shutil.copy(path, photos / path.name)
         ways = {}
-        for way in ("u2label", *PEERS):
+        for way in args.ways:
             (folder := Path(name) / way.replace(" ", "-")).mkdir()
             ways[way] = measure(way, photos, folder, args)
     key = f"{'DINOv2 ViT-S/14' if args.weights else 'patch-dct'}, {min(args.images, len(paths))} photos"
