@@ -146,7 +146,9 @@ def memory_of(process: subprocess.Popen[bytes]) -> int:
 def watch(way: str, config: Path, kill_after_s: float | None = None) -> tuple[float, float]:
     """Seconds that a start took, and the peak of its memory in MiB."""
     started = time.perf_counter()
-    process = subprocess.Popen(command_of(way, config), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    said = config.with_suffix(".log")  # a pipe that nobody reads stops who writes to it
+    with said.open("wb") as log:
+        process = subprocess.Popen(command_of(way, config), stdout=subprocess.DEVNULL, stderr=log)
     peak = 0
     while process.poll() is None:
         peak = max(peak, memory_of(process))
@@ -158,8 +160,7 @@ def watch(way: str, config: Path, kill_after_s: float | None = None) -> tuple[fl
             process.wait(SAMPLE_S)
     seconds = time.perf_counter() - started
     if kill_after_s is None and process.returncode:
-        assert process.stderr is not None
-        raise SystemExit(f"{way} ended with {process.returncode}: {process.stderr.read().decode()[-2000:]}")
+        raise SystemExit(f"{way} ended with {process.returncode}: {said.read_text()[-2000:]}")
     return round(seconds, 1), round(peak / 2**20)
 
 
@@ -224,7 +225,8 @@ def main() -> None:
             ways[way] = measure(way, photos, folder, args)
     key = f"{'DINOv2 ViT-S/14' if args.weights else 'patch-dct'}, {min(args.images, len(paths))} photos"
     known = json.loads(args.output.read_text())["runs"] if args.output and args.output.is_file() else {}
-    publish({"benchmark": "peers", "machine": describe_machine(), "runs": known | {key: ways}}, args.output)
+    runs = known | {key: known.get(key, {}) | ways}
+    publish({"benchmark": "peers", "machine": describe_machine(), "runs": runs}, args.output)
 
 
 if __name__ == "__main__":

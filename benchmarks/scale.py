@@ -4,27 +4,29 @@
 
 The listing is made up, and so are the parts (a few bytes that count as whole) and the receipts; what is measured is the
 program that reads and writes them. Each figure comes from a process of its own, so that its memory is its own.
-With --s3 the run folder lies in a bucket of moto's server on loopback, whose own time, some 0.15 s for each thousand
-names, is most of what is measured; `cpu_seconds` are ours alone.
+With --s3 the run folder lies in a bucket of `s3_server`, on the same cores, which answers after --wait-ms;
+`cpu_seconds` are ours alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import multiprocessing
-import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from machine import describe_machine, publish
+from s3_server import serving
 
 from pipeline.config import Config
 from pipeline.engine.receipts import Receipt, ReceiptLog
@@ -36,9 +38,9 @@ from pipeline.stages.table import resolve_stages
 from pipeline.store import storage
 from workers.records import SCHEMA_VERSION, ImageRecord
 
+WRITERS = 64  # of parts, side by side
 PART = b"PAR1....PAR1"
 PHASES = {"wait_for_input": 1.0, "backbone": 50.0, "ncut": 20.0, "crf": 30.0, "embed": 9.0, "write": 0.5}
-KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 def config_of(run: str, images: int, shards: int) -> Config:
@@ -77,14 +79,16 @@ def make_index(config: Config, images: int) -> None:
     storage.write_bytes(storage.join(folder, MANIFEST), json.dumps(manifest).encode())
 
 
-def make_parts(config: Config, write_part: Callable[[str], None]) -> None:
+def make_parts(config: Config) -> None:
     """Every shard of `instances` done and half of those of `panoptic`, each with its receipt."""
     table = resolve_stages(config, open_index(index_folder(config)))
     for name, share in (("instances", 1.0), ("panoptic", 0.5)):
         stage = table[name]
         log = ReceiptLog(config.run.uri, name, stage.fingerprint, every_s=1e9)
-        for shard in range(int(share * stage.shards)):
-            write_part(stage.part(shard))
+        shards = range(int(share * stage.shards))
+        with ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(lambda uri: storage.write_bytes(uri, PART), map(stage.part, shards)))
+        for shard in shards:
             rows = {"ok": config.source.shard_size - 2, "no_masks": 2}
             log.append(Receipt(name, stage.fingerprint, shard, True, 100.5, rows, PHASES, 250, 400_000, host="node-7"))
         log.flush()
@@ -142,50 +146,28 @@ def command_seconds(config: Config, folder: Path, repeats: int) -> float:
     return round(min(seconds), 2)
 
 
-@contextmanager
-def run_folder(folder: Path, s3: bool) -> Iterator[tuple[str, Callable[[str], None]]]:
-    """Where the run lies, and a function that writes a part there; into moto's memory, as its server takes minutes."""
-    if not s3:
-        yield str(folder / "run"), lambda uri: storage.write_bytes(uri, PART)
-        return
-    from moto.core import DEFAULT_ACCOUNT_ID
-    from moto.s3.models import s3_backends
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    host, port = server.get_host_and_port()
-    os.environ.update({**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"})
-    fs, bucket = storage.filesystem("s3://bucket")
-    fs.mkdir(bucket)
-    backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
-    yield "s3://bucket/run", lambda uri: backend.put_object(bucket, uri.removeprefix("s3://bucket/"), PART)
-    server.stop()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--s3", action="store_true")
+    parser.add_argument("--wait-ms", type=float, default=50)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, run_folder(Path(name), options.s3) as (run, write_part):
-        config = config_of(run, options.images, options.shards)
+    store = serving(wait_s=options.wait_ms / 1000) if options.s3 else nullcontext()
+    with tempfile.TemporaryDirectory() as name, store:
+        config = config_of("s3://bucket/run" if options.s3 else f"{name}/run", options.images, options.shards)
         result: dict[str, Any] = {"benchmark": "scale", "images": options.images, "shards": options.shards}
-        result["run_folder"] = "moto's S3 server on loopback" if options.s3 else "local disk"
+        result["run_folder"] = f"S3, {options.wait_ms:g} ms an answer" if options.s3 else "local disk"
         result["index"] = measured(make_index, config, options.images)
         result["index"]["bytes"] = sum(storage.list_folder(index_folder(config)).values())
         if not options.s3:  # workers read them, each its own
             result["read_all_records"] = measured(read_all, config)
-        make_parts(config, write_part)
+        make_parts(config)
         result["status"] = measured(look, config, repeats=options.repeats)
         result["plan"] = measured(plan, config, repeats=options.repeats)
         result["status_command_s"] = command_seconds(config, Path(name), options.repeats)
-    from machine import describe_machine, publish
-
     publish(result | {"machine": describe_machine()}, options.output)
 
 

@@ -28,17 +28,20 @@ SOLVERS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "iterative": second_eigenvector,
     "dense": second_eigenvector_dense,
 }
+Beside = Callable[[Tensor, Tensor], Tensor]  # (B, N, D) features, (B, n, N) bool masks -> (B, X) numbers
 FIRST_STEPS = 32  # of Lanczos on a GPU, which suffice for nearly all photos
 
 
 class MaskCut(NamedTuple):
     """The masks of one image in the order found; a stage without a mask has an empty one.
 
-    masks: (n, h, w) bool, disjoint, n = max_masks; eigenvectors: (n, h, w) float64, canonical sign, x' D x = 1.
+    masks: (n, h, w) bool, disjoint, n = max_masks; eigenvectors: (n, h, w) float64, canonical sign, x' D x = 1;
+    beside: (X,) float64, what was asked for beside them.
     """
 
     masks: np.ndarray
     eigenvectors: np.ndarray
+    beside: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +65,18 @@ def maskcut(
     tau: float,
     max_masks: int,
     solver: Solver = "iterative",
+    beside: Beside | None = None,
 ) -> list[MaskCut]:
     """(B, N, D) patch features of a (h, w) grid -> up to `max_masks` disjoint masks an image.
 
     tau: cosine similarity above which two patches are joined, in (-1, 1). `solver` "dense" is the float64 oracle.
+    `beside`: numbers of each image that a GPU is to find with its masks, and send with them.
     Runs on the device of the features. ValueError when the shapes or parameters do not fit or a feature is not finite.
     """
+    stages, numbers = _stages(torch.as_tensor(feats_BND), grid, tau, max_masks, solver, beside)
     return [
-        MaskCut(np.stack([cut.mask for cut in cuts]), np.stack([cut.eigenvector for cut in cuts]))
-        for cuts in maskcut_stages(feats_BND, grid, tau=tau, max_masks=max_masks, solver=solver)
+        MaskCut(np.stack([cut.mask for cut in cuts]), np.stack([cut.eigenvector for cut in cuts]), row)
+        for cuts, row in zip(stages, numbers, strict=True)
     ]
 
 
@@ -84,10 +90,16 @@ def maskcut_stages(
     solver: Solver = "iterative",
 ) -> list[list[Cut]]:
     """As `maskcut`, with every decision of every stage: (B lists of max_masks cuts)."""
-    feats_BND = torch.as_tensor(feats_BND)
+    return _stages(torch.as_tensor(feats_BND), grid, tau, max_masks, solver, None)[0]
+
+
+def _stages(
+    feats_BND: Tensor, grid: tuple[int, int], tau: float, max_masks: int, solver: Solver, beside: Beside | None
+) -> tuple[list[list[Cut]], np.ndarray]:
+    """The cuts, and (B, X) of what is beside them."""
     _check(feats_BND, grid, tau, max_masks, solver)
     if devices.many_threads(feats_BND) and solver == "iterative" and feats_BND.shape[1] > 1:
-        return _stages_unasked(feats_BND, grid, tau, max_masks)
+        return _stages_unasked(feats_BND, grid, tau, max_masks, beside)
     _check_finite(bool(torch.isfinite(feats_BND).all()))
     edges_BNN = affinity_edges(feats_BND, tau)
     can_be_cut = cuttable(edges_BNN).tolist() if feats_BND.shape[1] > 1 else [False] * len(feats_BND)
@@ -97,22 +109,42 @@ def maskcut_stages(
         vectors = _solve(edges_BNN, cuts, active, grid, solver)
         for i, earlier in enumerate(cuts):
             earlier.append(_next_cut(vectors.get(i), earlier, grid))
-    return cuts
+    if beside is None:
+        return cuts, np.zeros((len(cuts), 0))
+    masks = np.array([[cut.mask.ravel() for cut in stages] for stages in cuts]).reshape(
+        len(cuts), max_masks, feats_BND.shape[1]
+    )
+    numbers_BX = beside(feats_BND, torch.from_numpy(masks).to(feats_BND.device))
+    return cuts, numbers_BX.double().cpu().numpy()
 
 
-def _stages_unasked(feats_BND: Tensor, grid: tuple[int, int], tau: float, max_masks: int) -> list[list[Cut]]:
+def _stages_unasked(
+    feats_BND: Tensor, grid: tuple[int, int], tau: float, max_masks: int, beside: Beside | None
+) -> tuple[list[list[Cut]], np.ndarray]:
     """One transfer; and of photos whose eigenvectors need more steps, which are rare, a second one."""
     edges_BNN = affinity_edges(feats_BND, tau)
-    packed = _pack(batch_cuts(edges_BNN, grid, max_masks, FIRST_STEPS))
-    finite = torch.isfinite(feats_BND).all().to(packed.dtype)
-    fetched = torch.cat([packed.flatten(), finite[None]]).cpu().numpy()
+
+    def rows(edges_BNN: Tensor, feats_BND: Tensor, steps: int) -> Tensor:
+        """(B, S (4 N + 4) + X) float64."""
+        cuts = batch_cuts(edges_BNN, grid, max_masks, steps)
+        packed = _pack(cuts).flatten(1)
+        if beside is None:
+            return packed
+        return torch.cat([packed, beside(feats_BND, torch.stack([cut.mask_BN for cut in cuts], 1)).double()], 1)
+
+    first = rows(edges_BNN, feats_BND, FIRST_STEPS)
+    finite = torch.isfinite(feats_BND).all().to(first.dtype)
+    fetched = torch.cat([first.flatten(), finite[None]]).cpu().numpy()
     _check_finite(fetched[-1] == 1)
-    found = fetched[:-1].reshape(packed.shape)
-    hard = np.flatnonzero((found[..., -1] >= TOLERANCE).any(1))
+    found = fetched[:-1].reshape(first.shape)
+    width = max_masks * (4 * feats_BND.shape[1] + 4)
+    stages = found[:, :width].reshape(len(found), max_masks, -1)
+    hard = np.flatnonzero((stages[..., -1] >= TOLERANCE).any(1))
     if len(hard):
-        chosen_BNN = edges_BNN[torch.from_numpy(hard).to(edges_BNN.device)]
-        found[hard] = _pack(batch_cuts(chosen_BNN, grid, max_masks, MAX_STEPS)).cpu().numpy()
-    return [[_unpack(stage, grid) for stage in stages] for stages in found]
+        chosen = torch.from_numpy(hard).to(edges_BNN.device)
+        found[hard] = rows(edges_BNN[chosen], feats_BND[chosen], MAX_STEPS).cpu().numpy()
+        stages = found[:, :width].reshape(len(found), max_masks, -1)
+    return [[_unpack(stage, grid) for stage in each] for each in stages], found[:, width:]
 
 
 def _pack(cuts: list[BatchCut]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.backbone.base import IMAGENET_MEAN, IMAGENET_STD
+from model.backbone.last_block import cls_after
 from model.backbone.names import is_rotary, patch_size
 from model.backbone.outputs import Output, block_names, parse_output
 from model.backbone.positions import LearnedPositions, RotaryPositions
@@ -70,8 +71,11 @@ class ViTBackbone:
             due[output.after][name] = output
         tokens, positions = self._embed(images)
         found: dict[str, Tensor] = {}
-        for done in range(max(due, default=0) + 1):
-            if done:
+        last = max(due, default=0)
+        for done in range(last + 1):
+            if done == last and not positions and {output.kind for output in due[done].values()} == {"cls"}:
+                tokens = cls_after(self._vit.blocks[done - 1], tokens)
+            elif done:
                 tokens = self._vit.blocks[done - 1](tokens, **positions)
             found |= {name: self._read(output, tokens) for name, output in due[done].items()}
         return {name: found[name] for name in wanted}

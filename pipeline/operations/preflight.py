@@ -5,16 +5,13 @@ Each raises ConfigError with the key, the value and the remedy.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-import model
 from model.backbone.names import OFFICIAL_URLS
 from model.backbone.weights import resolve_weights
 from pipeline.config import Config
@@ -23,7 +20,7 @@ from pipeline.sources.choice import choice_of
 from pipeline.sources.index import check_source, scan
 from pipeline.stages.base import Definition
 from pipeline.stages.table import define_stages, faults
-from pipeline.store import storage
+from pipeline.store import child, storage
 from pipeline.store.retries import BRIEF
 from pipeline.store.weights import local_weights
 
@@ -108,17 +105,12 @@ def check_backbone(config: Config) -> None:
 
 def _check_apart(name: str, weights: Path) -> None:
     """ConfigError unless the file fits the backbone. Another process loads torch for that: it would stay here."""
-    path = os.pathsep.join(filter(None, [str(Path(model.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    child = subprocess.run(
-        [sys.executable, "-m", "model.backbone", name, str(weights)],
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    if child.returncode == 2:
-        raise ConfigError(child.stdout.strip())
-    if child.returncode:
-        raise RuntimeError(f"the check of {weights} ended with {child.returncode}: {child.stderr.strip()}")
+    with child.start("model.backbone", name, str(weights), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        said, trace = process.communicate()
+    if process.returncode == 2:
+        raise ConfigError(said.strip())
+    if process.returncode:
+        raise RuntimeError(f"the check of {weights} ended with {process.returncode}: {trace.strip()}")
 
 
 def check_run_folder(run_uri: str) -> None:

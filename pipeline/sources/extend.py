@@ -31,6 +31,7 @@ from pipeline.sources.left_out import Ignored
 from pipeline.sources.own_folders import own_folders
 from pipeline.sources.scan import File, Format, list_files, scan, scan_files
 from pipeline.sources.survey import survey
+from pipeline.store.held import Held, Walk
 from workers.records import GONE, ImageRecord
 
 WHOLE_FILES = frozenset({"folder", "manifest"})  # formats in which a photo is a file
@@ -69,9 +70,10 @@ def difference(index: Index, uri: str, choice: Choice) -> Difference:
     known = _Known(index)
     maps = index.ignored.label_maps > 0
     new = changed = 0
-    for files, is_new, is_changed in _compared(index, known, uri, choice):
-        named = np.array([not (maps and file.path.lower().endswith(".png")) for file in files], bool)
-        new, changed = new + int((is_new & named).sum()), changed + int(is_changed.sum())
+    with Held() as held:
+        for files, is_new, is_changed in _compared(index, known, uri, choice, held.walk):
+            named = np.array([not (maps and file.path.lower().endswith(".png")) for file in files], bool)
+            new, changed = new + int((is_new & named).sum()), changed + int(is_changed.sum())
     return Difference(new, changed, known.unseen(), unit)
 
 
@@ -85,7 +87,13 @@ def extend_index(index: Index, uri: str, choice: Choice, *, prune: bool = False)
     """
     if choice.limit is not None:
         raise ValueError("source.limit: a sample is not extended; leave out the limit, or run with --reindex")
-    found, ignored = survey(uri, index.format, index.image_column, choice, anonymous=index.anonymous), Ignored()
+    with Held() as held:
+        return _taken_in(index, uri, choice, prune, held.walk)
+
+
+def _taken_in(index: Index, uri: str, choice: Choice, prune: bool, walk: Walk) -> Index:
+    anonymous, ignored = index.anonymous, Ignored()
+    found = survey(uri, index.format, index.image_column, choice, anonymous=anonymous, walk=walk)
     if list(found.keys.names) != list(index.keys):
         raise ValueError(
             f"source.uri: the manifest has the key columns {', '.join(found.keys.names) or '(none)'} now, and had "
@@ -93,7 +101,7 @@ def extend_index(index: Index, uri: str, choice: Choice, *, prune: bool = False)
         )
     known = _Known(index)
     fresh, others, versions = set[str](), set[str](), dict[str, str]()
-    for files, is_new, is_changed in _compared(index, known, uri, found.choice):
+    for files, is_new, is_changed in _compared(index, known, uri, found.choice, walk):
         fresh |= {file.uri for file, wanted in zip(files, is_new, strict=True) if wanted}
         others |= {file.uri for file, wanted in zip(files, is_changed, strict=True) if wanted}
         if not index.versions:  # it did not note any
@@ -106,10 +114,11 @@ def extend_index(index: Index, uri: str, choice: Choice, *, prune: bool = False)
             index.format,
             image_column=index.image_column,
             ignored=left_out,
-            anonymous=index.anonymous,
+            anonymous=anonymous,
             choice=found.choice,
             maps=found.maps,
             only=wanted,
+            walk=walk,
         )
 
     replaced = {record.image_id: record for record in records_of(others, Ignored())} if others else {}
@@ -135,12 +144,12 @@ def extend_index(index: Index, uri: str, choice: Choice, *, prune: bool = False)
 
 
 def _compared(
-    index: Index, known: _Known, uri: str, choice: Choice
+    index: Index, known: _Known, uri: str, choice: Choice, walk: Walk
 ) -> Iterator[tuple[list[File], np.ndarray, np.ndarray]]:
     """The files of the listing, some at a time, with what `_Known.compare` says of them."""
-    listed = (file.path for file in list_files(uri, Ignored(), index.anonymous)) if index.format != "manifest" else ()
-    choice = replace(choice, own=tuple(sorted({*choice.own, *own_folders(listed)})))
-    files = scan_files(uri, cast(Format, index.format), choice, anonymous=index.anonymous)
+    files = list_files(uri, Ignored(), index.anonymous, walk) if index.format != "manifest" else ()
+    choice = replace(choice, own=tuple(sorted({*choice.own, *own_folders(file.path for file in files)})))
+    files = scan_files(uri, cast(Format, index.format), choice, anonymous=index.anonymous, walk=walk)
     for some in batches(files, BATCH):
         yield some, *known.compare(some)
 

@@ -30,6 +30,7 @@ from pipeline.sources.left_out import Ignored
 from pipeline.sources.scan import EVERYTHING, detect_format, image_id, naming_the_source, scan
 from pipeline.sources.survey import survey
 from pipeline.store import storage
+from pipeline.store.held import Held
 from pipeline.store.retries import BRIEF
 from workers.records import ImageRecord
 
@@ -59,21 +60,24 @@ def build_index(
     anonymous: bool = False,
     choice: Choice = ALL,
 ) -> Index:
-    """List the source at `uri` and write its index into `folder`, in place of an earlier one. Errors as of `scan`."""
-    found = survey(uri, format, image_column, choice, anonymous=anonymous)
-    kind, ignored = found.format, Ignored()
-    records = scan(
-        uri,
-        kind,
-        image_column=image_column,
-        ignored=ignored,
-        anonymous=anonymous,
-        choice=found.choice,
-        maps=found.maps,
-    )
-    before = _index_before(folder)
-    storage.remove(storage.join(folder, MANIFEST))
-    written = write_index(choice.sample(records, ignored), folder, shard_size, found.keys)
+    """List the source at `uri`, once, and write its index into `folder`, in place of an earlier one. Errors as of
+    `scan`."""
+    with Held() as held:
+        found = survey(uri, format, image_column, choice, anonymous=anonymous, walk=held.walk)
+        kind, ignored = found.format, Ignored()
+        records = scan(
+            uri,
+            kind,
+            image_column=image_column,
+            ignored=ignored,
+            anonymous=anonymous,
+            choice=found.choice,
+            maps=found.maps,
+            walk=held.walk,
+        )
+        before = _index_before(folder)
+        storage.remove(storage.join(folder, MANIFEST))
+        written = write_index(choice.sample(records, ignored), folder, shard_size, found.keys)
     index = Index(
         folder=folder,
         shards=written.shards,

@@ -29,6 +29,7 @@ from pipeline.sources.names import image_id
 from pipeline.sources.own_folders import holder_of, own_folders
 from pipeline.sources.tars import COMPRESSED_TARS, tar_members
 from pipeline.store import storage
+from pipeline.store.held import Walk
 from workers.formats import IMAGE_EXTENSIONS
 from workers.records import PARQUET_ROW, SPARSE_MEMBER, ImageRecord
 
@@ -57,12 +58,13 @@ class File(NamedTuple):
 @dataclass
 class Listing:
     """What of a source is listed, and how: `choice` of the photos, `maps` (digests of image_ids, of a folder) that are
-    label maps, and what is not taken, counted in `ignored`."""
+    label maps, and what is not taken, counted in `ignored`; `walk` lists its files."""
 
     choice: Choice
     maps: Container[int]
     ignored: Ignored
     anonymous: bool
+    walk: Walk
 
     def takes(self, record: ImageRecord) -> bool:
         """Whether the photo of a folder or tar is meant; counts it when it is not."""
@@ -82,6 +84,7 @@ def detect_format(
     uri_column: str = "uri",
     anonymous: bool = False,
     own: Sequence[str] = (),
+    walk: Walk = storage.walk,
 ) -> Format:
     """The format of a source from the names of its first 10 000 files, without those in `own` folders and in others
     that a run or an export made; of a single file from its name, and of a Parquet file from its columns.
@@ -93,9 +96,13 @@ def detect_format(
         single = uri.lower().endswith(manifest.ENDINGS) and storage.file_size(uri, anonymous=anonymous) is not None
         if single and manifest.is_manifest(uri, anonymous=anonymous, **columns):
             return "manifest"
-    kinds = _kinds(_first_paths(uri, anonymous), own)
+
+    def first() -> Iterator[str]:
+        return (file.path for file in islice(list_files(uri, Ignored(), anonymous, walk), DETECT_FILES))
+
+    kinds = _kinds(first(), own)
     if len(kinds) > 1:
-        kinds = _kinds(_first_paths(uri, anonymous), (*own, *own_folders(_first_paths(uri, anonymous))))
+        kinds = _kinds(first(), (*own, *own_folders(first())))
     if len(kinds) > 1:
         found = ", ".join(f"{count} for {kind}" for kind, count in sorted(kinds.items()))
         raise ValueError(
@@ -103,10 +110,6 @@ def detect_format(
             "set it to folder, tar or parquet"
         )
     return next(iter(kinds)) if kinds else "folder"
-
-
-def _first_paths(uri: str, anonymous: bool) -> Iterator[str]:
-    return (file.path for file in islice(list_files(uri, Ignored(), anonymous), DETECT_FILES))
 
 
 def _kinds(paths: Iterable[str], own: Sequence[str]) -> Counter[Format]:
@@ -124,10 +127,11 @@ def scan(
     choice: Choice = EVERYTHING,
     maps: Container[int] = frozenset(),
     only: Container[str] | None = None,
+    walk: Walk = storage.walk,
 ) -> Iterator[ImageRecord]:
     """The images of a source in order, streaming; `ignored` counts what is not taken, by `choice` or as one of the
     label `maps` of a folder. Those of a tar are found here, when the choice leaves them out. `only`: of the files at
-    these places, which may be none.
+    these places, which may be none. `walk` lists the files, from a listing that is held where it was made before.
 
     `threads`: remote tars and Parquet files listed at a time, each held whole in memory; with 1, and in a local source,
     records come one by one. ValueError names `source.uri` when there is no such place, no access or no image, and the
@@ -135,10 +139,12 @@ def scan(
     credentials, from a public bucket.
     """
     ignored = Ignored() if ignored is None else ignored
-    listing = Listing(choice, maps, ignored, anonymous)
+    listing = Listing(choice, maps, ignored, anonymous, walk)
     threads = threads if storage.is_remote(uri) else 1
     columns = {"image_column": image_column, "uri_column": choice.uri_column}
-    kind = detect_format(uri, anonymous=anonymous, own=choice.own, **columns) if format == "auto" else format
+    kind = format
+    if kind == "auto":
+        kind = detect_format(uri, anonymous=anonymous, own=choice.own, walk=walk, **columns)
     # Of some files alone, what lies beside tars and Parquet files was counted when the source was first listed.
     beside = listing if only is None else replace(listing, ignored=Ignored())
     if kind == "folder":
@@ -165,10 +171,10 @@ def scan(
         )
 
 
-def scan_files(uri: str, kind: Format, choice: Choice, *, anonymous: bool) -> Iterator[File]:
+def scan_files(uri: str, kind: Format, choice: Choice, *, anonymous: bool, walk: Walk = storage.walk) -> Iterator[File]:
     """The files of a source that hold what `choice` means, from its listing alone; of a manifest its photos, as files
     of no known size. Errors as of `scan`."""
-    listing = Listing(choice, frozenset(), Ignored(), anonymous)
+    listing = Listing(choice, frozenset(), Ignored(), anonymous, walk)
     if kind == "manifest":
         yield from (File(r.image_id, r.uri, 0, anonymous, "") for r in _scan_manifest(uri, listing))
     elif kind == "folder":
@@ -232,7 +238,7 @@ def _of_kind(kind: Format, files: Iterable[File], listing: Listing) -> Iterator[
 
 def _of_the_user(uri: str, listing: Listing) -> Iterator[File]:
     """All files but those in folders that a run or an export made."""
-    for file in list_files(uri, listing.ignored, listing.anonymous):
+    for file in list_files(uri, listing.ignored, listing.anonymous, listing.walk):
         holder = holder_of(file.path, listing.choice.own)
         if holder is None:
             yield file
@@ -276,14 +282,14 @@ def _members(tar: File) -> Iterator[tarfile.TarInfo]:
         yield from tar_members(tar.uri, tar.size, anonymous=tar.anonymous)
 
 
-def list_files(uri: str, ignored: Ignored, anonymous: bool) -> Iterator[File]:
+def list_files(uri: str, ignored: Ignored, anonymous: bool, walk: Walk = storage.walk) -> Iterator[File]:
     """Every file that is not hidden; a uri of one tar, Parquet or image file is a source of one."""
     with naming_the_source(uri):
         root = uri.rstrip("/") if storage.is_remote(uri) else storage.filesystem(uri)[1]
         single = storage.file_info(uri, anonymous=anonymous) if _kind(root) else None
         if single is not None:
             root = root.rpartition("/")[0]
-        found = [single] if single is not None else storage.walk(uri, anonymous=anonymous)
+        found = [single] if single is not None else walk(uri, anonymous=anonymous)
         remote, above = storage.is_remote(uri), storage.join(root, "") if root else ""
         for file in found:
             if _hidden(file.path):

@@ -15,6 +15,8 @@ from pipeline.sources.left_out import Ignored
 from pipeline.sources.manifest import open_manifest
 from pipeline.sources.own_folders import folders_made_by
 from pipeline.sources.scan import detect_format, list_files, naming_the_source, scan
+from pipeline.store import storage
+from pipeline.store.held import Walk
 from workers.records import ImageRecord
 
 NO_KEYS = pa.schema([])
@@ -31,16 +33,20 @@ class Survey:
     keys: pa.Schema = NO_KEYS
 
 
-def survey(uri: str, format: str, image_column: str, choice: Choice, *, anonymous: bool) -> Survey:
-    """Look through a source, by its listing and a look at PNGs that share a name with another picture. Errors as of
-    `scan`."""
+def survey(
+    uri: str, format: str, image_column: str, choice: Choice, *, anonymous: bool, walk: Walk = storage.walk
+) -> Survey:
+    """Look through a source, by its listing, which is read up to four times, and a look at PNGs that share a name with
+    another picture. Errors as of `scan`."""
     columns = {"image_column": image_column, "uri_column": choice.uri_column}
-    kind = detect_format(uri, anonymous=anonymous, own=choice.own, **columns) if format == "auto" else format
+    kind = format
+    if kind == "auto":
+        kind = detect_format(uri, anonymous=anonymous, own=choice.own, walk=walk, **columns)
     if kind == "manifest":
         with naming_the_source(uri):
             return Survey(kind, choice, keys=open_manifest(uri, choice.uri_column, anonymous=anonymous).keys)
     own, has_pngs = set(choice.own), False
-    for file in list_files(uri, Ignored(), anonymous):
+    for file in list_files(uri, Ignored(), anonymous, walk):
         own.update(folders_made_by(file.path))
         has_pngs = has_pngs or file.path.lower().endswith(".png")
     choice = replace(choice, own=tuple(sorted(own)))
@@ -48,7 +54,7 @@ def survey(uri: str, format: str, image_column: str, choice: Choice, *, anonymou
         return Survey(kind, choice)
 
     def records() -> Iterable[ImageRecord]:
-        return scan(uri, kind, anonymous=anonymous, choice=choice)
+        return scan(uri, kind, anonymous=anonymous, choice=choice, walk=walk)
 
     with naming_the_source(uri):
         return Survey(kind, choice, find_label_maps(records, reader(Fetcher(anonymous=anonymous))))

@@ -27,6 +27,7 @@ PART_BYTES = 64 << 20  # of a larger object; a smaller one is a single PUT
 # A HEAD has no body that could name the reason of its 400.
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "400"})
 TAKEN = frozenset({"PreconditionFailed", "412"})
+LISTING, BEGINNING = b"<ListBucketResult", 500  # bytes of an answer within which it says what it is
 Ask = Callable[..., Any]  # ask(method, **parameters) -> botocore's answer, with retries
 
 _renewal = threading.Lock()
@@ -54,12 +55,30 @@ def connect(*, anonymous: bool = False, attempts: int = 1) -> Any:
 
 
 def _session() -> Any:
-    """A session whose answers are read fast: of a listing, most of the time is the parsing of dates by dateutil."""
+    """A session whose answers are read fast: of a listing, most of the time would be the parsing of dates."""
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
     session = AioSession()
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_time)
+    _read_listings_once(session.get_component("event_emitter"))
     return session
+
+
+def _read_listings_once(events: Any) -> None:
+    """botocore reads a whole answer a first time to see whether it is an error: a quarter of a listing's time. Of one
+    that begins as a listing it need not."""
+    from botocore import handlers  # type: ignore[import-untyped]
+
+    look_for_error = getattr(handlers, "_handle_200_error", None)
+    if look_for_error is None:  # another botocore, which has its own way
+        return
+
+    def look(operation_model: Any, response_dict: dict[str, Any], **others: Any) -> None:
+        if operation_model.name != "ListObjectsV2" or LISTING not in response_dict["body"][:BEGINNING]:
+            look_for_error(operation_model=operation_model, response_dict=response_dict, **others)
+
+    events.unregister("before-parse.s3.*", look_for_error)
+    events.register_first("before-parse.s3.*", look)
 
 
 def parse_time(value: Any) -> datetime:

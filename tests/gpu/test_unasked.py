@@ -5,6 +5,7 @@ Whatever would look at a value, or mix devices, raises. It needs no GPU.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import pytest
@@ -18,8 +19,8 @@ from workers import crf
 from workers.batch_cuts import batch_cuts
 from workers.crf import CUTLER, STEGO, exact_log_odds
 from workers.fast_crf import fast_log_odds
-from workers.maskcut import maskcut_stages
-from workers.ncut import affinity_edges, second_eigenvector
+from workers.maskcut import maskcut
+from workers.ncut import COSINE_BINS, affinity_edges, second_eigenvector
 from workers.permutohedral import Lattice
 from workers.photo_pixels import Photos
 
@@ -32,13 +33,18 @@ def test_cuts_of_a_batch() -> None:
     assert all(each.is_cuda for cut in cuts for each in cut)
 
 
-def test_the_first_question_of_a_batch_is_for_its_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_one_question_of_a_batch_is_for_its_cuts_with_their_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(values: Tensor) -> Tensor:
         raise LookupError(f"{len(values)} values")
 
     monkeypatch.setattr(Tensor, "cpu", ask)
-    with FakeTensorMode(), pytest.raises(LookupError, match=f"{2 * 3 * (4 * 12 + 4) + 1} values"):
-        maskcut_stages(torch.randn(2, 12, 6, device="cuda"), (4, 3), tau=0.15, max_masks=3)
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from workers.instances.cuts import _scores_and_graph
+
+    wanted = 2 * (3 * (4 * 12 + 4) + 3 + 1 + COSINE_BINS) + 1
+    beside = functools.partial(_scores_and_graph, grid=(4, 3), tau=0.15)
+    with FakeTensorMode(), pytest.raises(LookupError, match=f"^{wanted} values"):
+        maskcut(torch.randn(2, 12, 6, device="cuda"), (4, 3), tau=0.15, max_masks=3, beside=beside)
 
 
 def test_a_solver_that_looks_is_noticed() -> None:

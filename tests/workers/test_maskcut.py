@@ -41,7 +41,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("grid", [(12, 12), (8, 20)])
 def test_objects_are_found_one_after_the_other(grid: tuple[int, int], solver: Any) -> None:
     boxes = [(2, 2, 6, 7), (4, 9, 7, 11)]
-    masks, eigenvectors = maskcut(blobs(grid, boxes).numpy(), grid, tau=0.3, max_masks=2, solver=solver)[0]
+    masks, eigenvectors, _ = maskcut(blobs(grid, boxes).numpy(), grid, tau=0.3, max_masks=2, solver=solver)[0]
     assert masks.shape == eigenvectors.shape == (2, *grid)
     found = {i for mask in masks for i, box in enumerate(boxes) if iou(mask, box_mask(grid, box)) == 1}
     assert found == {0, 1}
@@ -65,7 +65,7 @@ def test_a_graph_without_a_cut_gives_empty_masks() -> None:
     nothing = torch.zeros(1, 16, 4)
     strangers = torch.eye(16)[None]
     for feats in (constant, nothing, strangers):
-        masks, eigenvectors = maskcut(feats, (4, 4), tau=0.15, max_masks=3)[0]
+        masks, eigenvectors, _ = maskcut(feats, (4, 4), tau=0.15, max_masks=3)[0]
         assert masks.shape == (3, 4, 4)
         assert not masks.any()
         assert not eigenvectors.any()

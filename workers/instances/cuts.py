@@ -28,7 +28,7 @@ from workers.ncut import COSINE_BINS, sample_cosines
 from workers.overlap import Job
 from workers.phases import Phases
 
-Cut = tuple[LoadedImage, Pixels, np.ndarray, Tensor]  # as `MaskCuts._cuts` has them
+Cut = tuple[LoadedImage, Pixels, np.ndarray, np.ndarray]  # as `MaskCuts._cuts` has them
 Refined = tuple[np.ndarray, np.ndarray]  # masks (n, h, w), and how much the CRF kept of each
 Masks = tuple[list[np.ndarray], list[float]]  # final ones at the original size, and their scores
 
@@ -74,16 +74,19 @@ class MaskCuts:
         return (yield [phases.named("encode", _found, *kept, vectors) for kept, vectors in masks])
 
     def _cuts(self, images: Sequence[LoadedImage], resized: Sequence[Pixels], phases: Phases) -> Iterator[Cut]:
-        """Each image with its resized pixels, its coarse masks (n, h, w), and its patch features."""
+        """Each image with its resized pixels, its coarse masks (n, h, w), and their objectness (n,)."""
         params = self._params
         passes = forward_passes(self._backbone, images, resized, (params.features,), self._device, phases)
         for same, pixels, grid, outputs in passes:
-            features = outputs[params.features]
-            _count_graphs(features, params.tau, phases)
+            beside = functools.partial(_scores_and_graph, grid=grid, tau=params.tau)
             with phases("maskcut"):
-                cuts = maskcut(features, grid, tau=params.tau, max_masks=params.max_masks)
-            masks = [cut.masks[cut.masks.any((1, 2))] for cut in cuts]
-            yield from zip(same, pixels, masks, features, strict=True)
+                features = outputs[params.features]
+                cuts = maskcut(features, grid, tau=params.tau, max_masks=params.max_masks, beside=beside)
+            _count_graphs([cut.beside[params.max_masks :] for cut in cuts], phases)
+            found = [cut.masks.any((1, 2)) for cut in cuts]
+            masks = [cut.masks[some] for cut, some in zip(cuts, found, strict=True)]
+            scores = [cut.beside[: params.max_masks][some] for cut, some in zip(cuts, found, strict=True)]
+            yield from zip(same, pixels, masks, scores, strict=True)
 
     def _resize(self, pixels: Pixels) -> Pixels:
         patch, size = self._backbone.patch_size, self._params.image_size
@@ -105,10 +108,10 @@ class MaskCuts:
 
     def _refine(self, cut: Cut, refine: Callable[[], Refined]) -> Masks:
         """An image's coarse masks -> masks at the original size and their scores; those the CRF rejects fall."""
-        image, _, coarse_nhw, patches_ND = cut
+        image, _, _, likeness = cut
         assert image.pixels is not None
         refined, ious = refine()
-        scores = objectness(patches_ND, coarse_nhw) if self._params.score == "objectness" else ious
+        scores = likeness if self._params.score == "objectness" else ious
         height, width = image.pixels.shape[:2]
         kept = [
             (resize_mask(mask, height, width), float(score))
@@ -134,10 +137,20 @@ def _found(masks: list[np.ndarray], scores: list[float], vectors: np.ndarray) ->
     return Found(*encode_masks(masks), scores, list(vectors))
 
 
-def _count_graphs(features_BND: Tensor, tau: float, phases: Phases) -> None:
+def _scores_and_graph(features_BND: Tensor, masks_BMN: Tensor, *, grid: tuple[int, int], tau: float) -> Tensor:
+    """(B, M + 1 + COSINE_BINS): the objectness of each mask, the share of patches that the graph joins, and how often
+    each similarity is there."""
+    cosines_BP = sample_cosines(features_BND)
+    places_BP = ((cosines_BP + 1) * (COSINE_BINS / 2)).long().clamp(0, COSINE_BINS - 1)
+    counts_BK = cosines_BP.new_zeros(len(cosines_BP), COSINE_BINS)
+    counts_BK.scatter_add_(1, places_BP, torch.ones_like(cosines_BP))
+    joined_B1 = (cosines_BP > tau).sum(1, keepdim=True) / max(1, cosines_BP.shape[1])
+    return torch.cat([objectness(features_BND, masks_BMN.unflatten(2, grid)), joined_B1, counts_BK], 1)
+
+
+def _count_graphs(rows: Sequence[np.ndarray], phases: Phases) -> None:
     """Note the similarities of patches, and how many graphs can be cut at all, are complete, or have no edge."""
-    cosines_BP = sample_cosines(features_BND).cpu()
-    phases.count("cosines", torch.histc(cosines_BP, COSINE_BINS, -1, 1).long().tolist())
-    joined_B = (cosines_BP > tau).float().mean(1) if cosines_BP.shape[1] else torch.zeros(len(cosines_BP))
-    complete, empty = int((joined_B == 1).sum()), int((joined_B == 0).sum())
-    phases.count("graphs", [len(joined_B) - complete - empty, complete, empty])
+    joined, counts = np.array([row[0] for row in rows]), np.array([row[1:] for row in rows])
+    phases.count("cosines", counts.sum(0).astype(int).tolist())
+    complete, empty = int((joined == 1).sum()), int((joined == 0).sum())
+    phases.count("graphs", [len(joined) - complete - empty, complete, empty])

@@ -11,7 +11,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook
 
 from model.backbone import Backbone, load_backbone
-from model.backbone.base import IMAGENET_MEAN, IMAGENET_STD
+from model.backbone.base import IMAGENET_MEAN, IMAGENET_STD, Dtype
 from model.backbone.names import ARCHITECTURES
 from model.backbone.outputs import parse_output
 
@@ -48,7 +48,7 @@ def test_all_outputs_come_from_one_pass(backbone: Backbone, images: torch.Tensor
     assert list(found) == ALL
     assert all(value.dtype == torch.float32 for value in found.values())
     assert torch.equal(found["keys"], backbone.keys(images))
-    assert torch.equal(found["cls"], backbone.cls(images))
+    torch.testing.assert_close(found["cls"], backbone.cls(images))  # alone, by a last block that is not done whole
     assert torch.equal(found["tokens"], backbone.tokens(images))
     assert torch.equal(found["block:7"], backbone.features(images, ["block:7"])["block:7"])
 
@@ -62,7 +62,18 @@ def test_a_pass_ends_with_what_is_wanted(
 ) -> None:
     with counted_blocks() as ran:
         assert set(backbone.features(images, wanted)) == set(wanted)
-    assert len(ran) == 2 * blocks
+    assert ran.count("Mlp") == blocks
+    assert ran.count("Attention") == (11 if "cls" in wanted else blocks)  # of the last, for CLS alone, only its row
+
+
+@pytest.mark.parametrize("name", ["dino_vits16", "dinov2_vits14", "dinov2_vits14_reg"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cls_alone_is_that_of_a_whole_pass(name: str, dtype: Dtype) -> None:
+    backbone = load_backbone(name, "random:0", dtype=dtype)
+    images = torch.rand(2, 3, 112, 224, generator=torch.Generator().manual_seed(1))
+    whole = backbone.features(images, ["cls", "tokens"])["cls"]
+    alone, tolerance = backbone.cls(images), 1e-5 if dtype == "float32" else 0.05
+    torch.testing.assert_close(alone, whole, rtol=tolerance, atol=tolerance)
 
 
 def test_blocks_are_those_of_timm() -> None:

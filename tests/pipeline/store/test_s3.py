@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -276,6 +277,31 @@ def test_listings_are_parsed_with_it(s3_bucket: str) -> None:
     fs, path = storage.filesystem(f"{s3_bucket}/a")
     fs.info(path)
     assert fs.session.get_component("response_parser_factory")._defaults == {"timestamp_parser": s3.parse_time}
+
+
+def test_an_answer_is_looked_through_for_an_error_unless_it_begins_as_a_listing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from botocore import handlers
+
+    looked = []
+    monkeypatch.setattr(handlers, "_handle_200_error", lambda response_dict, **_: looked.append(response_dict["body"]))
+    looks = []
+    events = SimpleNamespace(unregister=lambda *_: None, register_first=lambda name, look: looks.append(look))
+    s3._read_listings_once(events)
+    bodies = [b"<?xml?>\n<ListBucketResult>", b"<Error>", b"", b" " * 600 + b"<ListBucketResult>"]
+    for body in bodies:
+        looks[0](operation_model=SimpleNamespace(name="ListObjectsV2"), response_dict={"body": body})
+    looks[0](operation_model=SimpleNamespace(name="CopyObject"), response_dict={"body": bodies[0]})
+    assert looked == [*bodies[1:], bodies[0]]
+
+
+def test_an_error_in_place_of_a_listing_is_no_empty_folder(proxy: FaultProxy, s3_bucket: str) -> None:
+    """S3 may answer 200 and only then find that it cannot."""
+    storage.write_bytes(f"{s3_bucket}/a/b.jpg", b"x")
+    proxy.plan([Rule(Answer(200, "InternalError"), "GET", "list-type=2")])
+    assert [file.path for file in storage.walk(f"{s3_bucket}/a")] == ["b.jpg"]
+    assert proxy.count("GET", "list-type=2") == 2
 
 
 @given(

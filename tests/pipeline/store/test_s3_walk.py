@@ -61,7 +61,7 @@ class Bucket:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"HEAD": PAGE, "PAGE": PAGE, "CUTS": 6, "AT_A_TIME": 4, "FOLDERS": 2}.items():
+    for name, value in {"HEAD": PAGE, "PAGE": PAGE, "AT_A_TIME": 4, "FOLDERS": 2}.items():
         monkeypatch.setattr(s3_walk, name, value)
 
 
@@ -105,6 +105,22 @@ def test_random_trees(seed: int) -> None:
     bucket = Bucket(sorted(keys))
     wanted = [found.key for found in list_keys(bucket, "bucket", "", below=True)]
     assert [found.key for found in s3_walk.walk(bucket, "bucket", "")] == wanted
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_pieces_between_cuts_are_the_whole(seed: int) -> None:
+    rng = random.Random(seed)
+    keys = {"/".join(rng.choice("ab0~é-.") for _ in range(rng.randint(1, 5))) for _ in range(rng.randint(1, 400))}
+    bucket = Bucket(sorted(keys))
+    wanted = list(list_keys(bucket, "bucket", "", below=True))
+    last = wanted[len(wanted) // 3].key
+    folders = s3_walk.folders_behind(bucket, "bucket", "", last)
+    assert folders == sorted(folders, key=str.encode)
+    cuts = sorted(rng.sample(folders, min(5, len(folders))), key=str.encode)
+    found = [one for one in wanted if one.key.encode() <= last.encode()]
+    for after, until in zip([last, *cuts], [*cuts, None], strict=True):
+        found += s3_walk.walk(bucket, "bucket", "", after=after, until=until)
+    assert found == wanted
 
 
 def test_pieces_are_listed_at_the_same_time_and_a_small_bucket_is_asked_once() -> None:

@@ -9,7 +9,7 @@ import torch
 from model.backbone import load_backbone
 from workers.decode import resize_square
 from workers.embeddings import to_images
-from workers.instances.objectness import objectness
+from workers.instances import objectness as module
 from workers.maskcut import maskcut
 
 GRID = 20
@@ -28,6 +28,22 @@ def box(top: int, left: int, height: int, width: int) -> np.ndarray:
     mask = np.zeros((GRID, GRID), bool)
     mask[top : top + height, left : left + width] = True
     return mask
+
+
+def objectness(features_NC: torch.Tensor, masks_mhw: np.ndarray) -> np.ndarray:
+    """Of one photo."""
+    scores: np.ndarray = module.objectness(features_NC[None], torch.from_numpy(masks_mhw.copy())[None])[0].numpy()
+    return scores
+
+
+def test_photos_of_a_batch_are_scored_as_alone() -> None:
+    masks = np.stack([box(6, 6, 6, 6), box(0, 6, 6, 6)])
+    features = torch.stack([scene(masks[0]), scene(masks[1])])
+    together = module.objectness(features, torch.from_numpy(np.stack([masks, masks[::-1]])))
+    for found, alone in zip(
+        together, [objectness(features[0], masks), objectness(features[1], masks[::-1])], strict=True
+    ):
+        np.testing.assert_allclose(found, alone, rtol=1e-6)
 
 
 def test_an_object_in_the_middle_is_surer_than_one_that_is_cut_off_or_half_of_the_photo() -> None:

@@ -1,0 +1,18 @@
+"""Modules of this program that run as processes of their own, whatever has started this one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]  # of the packages
+
+
+def start(module: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """`python -m module arguments`, which finds the packages wherever it stands; `options` of subprocess.Popen."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, text=True, **options)
