@@ -137,7 +137,10 @@ def test_the_engine_knows_no_stage_by_name() -> None:
     ("modules", "heavy"),
     [
         ("pipeline.command.cli, pipeline.config", {"torch", "ray", "pyarrow"}),
-        ("pipeline.operations.run, pipeline.operations.status", {"torch", "ray", "faiss"}),  # nothing to do, `status`
+        (  # nothing to do, `status`
+            "pipeline.operations.run, pipeline.operations.status, pipeline.stages.things, pipeline.stages.targets",
+            {"torch", "ray", "faiss", "scipy"},
+        ),
         ("pipeline.stages.panoptic, workers.panoptic", {"torch", "timm"}),  # each worker of a stage without pixels
         ("workers.instances, pipeline.engine.shards", {"timm", "torchvision"}),  # each worker with `patch-dct`
         (  # what runs where little is installed: the tests of a GPU

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 ROWS_A_COMPONENT = 8  # fewer rows than that tell no more components apart
@@ -95,6 +94,8 @@ def signal_over_nuisance(moments: Moments, nuisances: Sequence[Moments], compone
     `nuisances`: differences of rows that show the same, such as neighbours or two views; each kind counts alike. These
     are the generalised eigenvectors of the covariance of the rows against theirs.
     """
+    import scipy.linalg  # which a look at a run need not wait for
+
     dim = len(moments.mean)
     noise = sum((_of_mean_one(each.power) for each in nuisances), np.zeros((dim, dim)))
     noise = _of_mean_one(noise) + RIDGE * np.eye(dim)

@@ -6,7 +6,8 @@ that the sums of a cluster are integers and adding them is exact in any order. W
 change nothing. Labels near a tie may still differ between CPU types, BLAS builds, thread counts, and CPU and GPU.
 
 The objective is the sum of squared distances to the nearest centroid. Spherical k-means has rows and centroids of unit
-norm, where that distance is 2 (1 - cosine). Shapes: N rows, D dimensions, K centroids.
+norm, where that distance is 2 (1 - cosine). Shapes: N rows, D dimensions, K centroids. faiss and scipy are loaded by
+those who compute: a look at a run need not wait for them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import faiss
 import numpy as np
 import pyarrow as pa
-import scipy.sparse
 
 from workers.conditioning import unit_rows
 
@@ -72,6 +71,8 @@ def faiss_search(device: str = "cpu", threads: int | None = None) -> Search:
         return lambda x_ND, c_KD: _cpu_search(x_ND, c_KD, threads)
     if device != "cuda":
         raise ValueError(f"workers.device for k-means is 'cpu' or 'cuda', got {device!r}")
+    import faiss
+
     if not hasattr(faiss, "StandardGpuResources"):
         raise RuntimeError(
             "workers.device is 'cuda', but the installed faiss has no GPU support: "
@@ -84,6 +85,8 @@ def faiss_search(device: str = "cpu", threads: int | None = None) -> Search:
 
 
 def _cpu_search(x_ND: np.ndarray, c_KD: np.ndarray, threads: int | None) -> np.ndarray:
+    import faiss
+
     if threads is not None:  # at every call: the setting belongs to the calling thread
         faiss.omp_set_num_threads(threads)
     # Spherical rows too: among centroids of unit norm the order is the same, and faiss 1.15 breaks ties of inner
@@ -155,6 +158,8 @@ def cluster_sums(
     `x_ND` must lie on the grid of `step`. `units_N`: how often a row counts, up to 2^12; None: once. A tile sums at
     most 2^12 values of 2^24 steps, each 2^12 times at most, which float64 holds exactly.
     """
+    import scipy.sparse
+
     sums = np.zeros((k, x_ND.shape[1]), np.int64)
     weights = np.ones(len(x_ND)) if units_N is None else units_N.astype(np.float64)
     for start in range(0, len(x_ND), _TILE):

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
 from workers.masks import BoolArray, Box, mask_box
 
@@ -160,6 +159,8 @@ def _visible_segments(
     ids: NDArray[np.int32], labels: Sequence[tuple[int, float | None]], num_things: int
 ) -> list[Segment]:
     """The segments that occur in `ids`; `labels[i]` is the category and score of id i + 1."""
+    from scipy import ndimage  # which a look at a run need not wait for
+
     areas = np.bincount(ids.ravel(), minlength=len(labels) + 1)
     segments = []
     for segment_id, window in enumerate(ndimage.find_objects(ids, max_label=len(labels)), start=1):

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import maximum_filter, minimum_filter
 
 from workers.masks import mask_box
 
@@ -135,6 +134,8 @@ def cut_out(photo_hw3: Pixels, mask_hw: NDArray[np.bool_], color: Color, size: i
 
 def inner_outline(ids_hw: Ids, thickness: int) -> NDArray[np.bool_]:
     """(H, W) bool: pixels of a segment within `thickness` (chessboard) of another id. The photo's edge is not one."""
+    from scipy.ndimage import maximum_filter, minimum_filter  # which a look at a run need not wait for
+
     side = 2 * thickness + 1
     differs: NDArray[np.bool_] = maximum_filter(ids_hw, side, mode="nearest") != minimum_filter(
         ids_hw, side, mode="nearest"

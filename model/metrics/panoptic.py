@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linear_sum_assignment
 
 VOID_ID = 0
 MATCH_IOU = 0.5  # above one half, a segment has at most one partner
@@ -240,6 +239,8 @@ def hungarian_mapping(counts_KxC: ArrayLike) -> NDArray[np.int64]:
     counts = np.asarray(counts_KxC)
     if counts.ndim != 2 or (counts.size and not counts.min() >= 0):
         raise ValueError(f"counts must be a (clusters, classes) matrix of numbers >= 0, got shape {counts.shape}")
+    from scipy.optimize import linear_sum_assignment  # which a look at a run need not wait for
+
     clusters, classes = linear_sum_assignment(counts, maximize=True)
     shared = counts[clusters, classes] > 0
     mapping = np.full(len(counts), -1, dtype=np.int64)
