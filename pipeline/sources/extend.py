@@ -70,7 +70,7 @@ def difference(index: Index, uri: str, choice: Choice) -> Difference:
     known = _Known(index)
     maps = index.ignored.label_maps > 0
     new = changed = 0
-    with Held() as held:
+    with Held(processes=1) as held:  # others have the cores: this goes on beside the work
         for files, is_new, is_changed in _compared(index, known, uri, choice, held.walk):
             named = np.array([not (maps and file.path.lower().endswith(".png")) for file in files], bool)
             new, changed = new + int((is_new & named).sum()), changed + int(is_changed.sum())
