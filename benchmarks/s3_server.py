@@ -135,7 +135,8 @@ class Handler(BaseHTTPRequestHandler):
         key, _ = self._asked()
         data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.headers.get("Transfer-Encoding") or "aws-chunked" in self.headers.get("Content-Encoding", ""):
-            raise NotImplementedError("a body in chunks")
+            self._answer(501, ERROR.format("NotImplemented").encode())  # a body in chunks, as none of ours is
+            return
         if key and self.headers.get("If-None-Match") == "*" and key in self.store.objects:
             self._answer(412, ERROR.format("PreconditionFailed").encode())
             return

@@ -7,12 +7,14 @@ What is wrong with the file is printed, and the exit status is 2.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from model.backbone import check_weights
+from model.backbone.build import check_file
 
 if __name__ == "__main__":
+    name, path = sys.argv[1:]
     try:
-        check_weights(*sys.argv[1:])
+        check_file(name, Path(path))
     except (OSError, ValueError) as error:
         print(error)
         raise SystemExit(2) from None

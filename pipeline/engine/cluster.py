@@ -248,7 +248,8 @@ def _start_local(workers: WorkersConfig) -> None:
             "lower them"
         )
     folder = _session_folder()
-    os.environ |= ONE_HEAP | os.environ  # its processes have this one's environment
+    for name, value in ONE_HEAP.items():
+        os.environ.setdefault(name, value)  # Ray's processes have the environment of this one
     try:
         ray.init(
             address="local",  # never a cluster that happens to run on this machine: --address names that one

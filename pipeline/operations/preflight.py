@@ -24,14 +24,16 @@ from pipeline.store import child, storage
 from pipeline.store.retries import BRIEF
 from pipeline.store.weights import local_weights
 
+MISFIT = 2  # exit status of `python -m model.backbone`
 AT_FIRST = 16  # photos that are listed, then as many again
 
 
-def check_all(config: Config) -> None:
-    """What each stage can see, weights, run folder and source, in the order of what they cost."""
+def check_all(config: Config, *, computes: bool = False) -> None:
+    """What each stage can see, weights, run folder and source, in the order of what they cost. `computes`: this process
+    will need torch itself."""
     for stage in define_stages(config).values():
         stage.check(config, None)
-    check_backbone(config)
+    check_backbone(config, computes=computes)
     check_run_folder(config.run.uri)
     try:
         _check_source(config)
@@ -93,13 +95,17 @@ def _is_fetched(config: Config) -> bool:
     return storage.is_remote(weights) or (weights == "official" and config.backbone.name in OFFICIAL_URLS)
 
 
-def check_backbone(config: Config) -> None:
+def check_backbone(config: Config, *, computes: bool = False) -> None:
     backbone = config.backbone
     try:
         weights = resolve_weights(backbone.name, local_weights(backbone.weights), sha256=backbone.sha256)
+        if weights.path is not None and computes:
+            from model.backbone.build import check_file
+
+            check_file(backbone.name, weights.path)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
-    if weights.path is not None:
+    if weights.path is not None and not computes:
         _check_apart(backbone.name, weights.path)
 
 
@@ -107,10 +113,13 @@ def _check_apart(name: str, weights: Path) -> None:
     """ConfigError unless the file fits the backbone. Another process loads torch for that: it would stay here."""
     with child.start("model.backbone", name, str(weights), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         said, trace = process.communicate()
-    if process.returncode == 2:
+    if process.returncode == MISFIT:
         raise ConfigError(said.strip())
     if process.returncode:
-        raise RuntimeError(f"the check of {weights} ended with {process.returncode}: {trace.strip()}")
+        raise ConfigError(
+            f"backbone.weights: the process that looked at {weights} ended with {process.returncode} (-9: killed, "
+            f"often for want of memory): {trace.strip()[-2000:]}"
+        )
 
 
 def check_run_folder(run_uri: str) -> None:

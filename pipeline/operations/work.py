@@ -78,7 +78,7 @@ def work(config: Config, stage: str, share: Slice = Slice()) -> Share:
     definition = define_stages(config).get(stage)
     if not isinstance(definition, ShardStage):
         raise ConfigError(_no_shards(config, stage))
-    check_all(config)
+    check_all(config, computes=True)
     this = resolved(config, _index(config))
     place = this.stages[stage]
     own = [shard for shard in range(place.shards) if shard in share]

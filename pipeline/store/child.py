@@ -14,5 +14,6 @@ ROOT = Path(__file__).resolve().parents[2]  # of the packages
 def start(module: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     """`python -m module arguments`, which finds the packages wherever it stands; `options` of subprocess.Popen."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = os.environ | {"PYTHONPATH": path, "PYTHONUTF8": "1"}  # names that are not UTF-8 travel as they are
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, text=True, **options)
+    return subprocess.Popen(command, env=env, encoding="utf-8", errors="surrogateescape", **options)

@@ -19,15 +19,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol, Self, cast
+from typing import IO, Any, NamedTuple, Protocol, Self, cast
 
 import pyarrow as pa
 
+from pipeline.errors import ConfigError
 from pipeline.store import child, s3_walk
 from pipeline.store.listings import FileInfo, place, walk
 from pipeline.store.places import S3, filesystem, protocol_of, s3_calls
 from pipeline.store.retries import PATIENT
-from pipeline.store.s3 import Ask, list_keys
+from pipeline.store.s3 import Ask
 
 LARGE = 100_000  # keys that are listed here, in the time that processes take to start
 MOST = 8  # processes
@@ -121,10 +122,8 @@ def _list_pieces(uri: str, anonymous: bool, pieces: Sequence[Piece]) -> None:
     ask, bucket, prefix = _bucket(uri, anonymous)
 
     def one(piece: Piece) -> None:
-        if piece.until is None:  # behind all folders that are known
-            keys = s3_walk.walk(ask, bucket, prefix, after=piece.after)
-        else:
-            keys = list_keys(ask, bucket, prefix, below=True, after=piece.after, until=piece.until)
+        # One that turns out to be large, such as that behind the last folder that is known, is cut again.
+        keys = s3_walk.walk(ask, bucket, prefix, after=piece.after, until=piece.until, head=LARGE)
         _write(Path(piece.path), (FileInfo(found.key.removeprefix(prefix), found.size, found.etag) for found in keys))
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -138,16 +137,39 @@ def _list_pieces(uri: str, anonymous: bool, pieces: Sequence[Piece]) -> None:
 
 
 def _write(path: Path, files: Iterable[FileInfo]) -> tuple[int, str]:
-    """How many files were written, and the path of the last."""
+    """How many files were written, and the path of the last. ConfigError: the disk does not take them."""
     count, last = 0, ""
     remaining = iter(files)
-    with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, SCHEMA, options=OPTIONS) as writer:
+    with ExitStack() as closing:
+        with _on_disk(path):
+            stream = pa.OSFile(str(path), "wb")
+            closing.callback(_close, stream, path)
+            writer = pa.ipc.new_file(stream, SCHEMA, options=OPTIONS)
+            closing.callback(_close, writer, path)
         while some := list(islice(remaining, ROWS)):
             paths, sizes, versions = zip(*some, strict=True)
             encoded = [name.encode(errors="surrogateescape") for name in paths]
-            writer.write_batch(pa.record_batch([encoded, sizes, versions], schema=SCHEMA))
+            with _on_disk(path):
+                writer.write_batch(pa.record_batch([encoded, sizes, versions], schema=SCHEMA))
             count, last = count + len(some), paths[-1]
     return count, last
+
+
+@contextlib.contextmanager
+def _on_disk(path: Path) -> Iterator[None]:
+    """The disk's errors by their name: the store's look the same."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"the listing of the source cannot be kept in {path.parent}: {error}; make room, or set TMPDIR to a folder "
+            "on another disk"
+        ) from error
+
+
+def _close(file: Any, path: Path) -> None:
+    with _on_disk(path):
+        file.close()
 
 
 def _read(path: Path) -> Iterator[FileInfo]:

@@ -25,10 +25,13 @@ AHEAD = 4  # pages of a piece that wait to be taken, and about as many as it has
 PAGE = 1000  # keys
 
 
-def walk(ask: Ask, bucket: str, prefix: str, *, after: str = "", until: str | None = None) -> Iterator[Listed]:
+def walk(
+    ask: Ask, bucket: str, prefix: str, *, after: str = "", until: str | None = None, head: int | None = None
+) -> Iterator[Listed]:
     """Every object below `prefix`, as `list_keys` gives them; those behind the key `after`, up to the key `until`.
-    Memory: some pages of each piece under way."""
-    one_by_one, most = list_keys(ask, bucket, prefix, below=True, after=after, until=until), HEAD
+    `head`: keys that are listed before it is worth a look for folders; None: HEAD. Memory: some pages of each piece
+    under way."""
+    one_by_one, most = list_keys(ask, bucket, prefix, below=True, after=after, until=until), head or HEAD
     while True:
         seen, count, last = set[str](), 0, ""
         for found in itertools.islice(one_by_one, most):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -217,3 +218,16 @@ def test_the_temporary_folder_is_the_one_that_ray_takes(monkeypatch: pytest.Monk
         assert cluster._temporary_folder() == folder
     monkeypatch.setenv("RAY_TMPDIR", "/ray")
     assert cluster._temporary_folder() == "/ray"
+
+
+@pytest.mark.parametrize("own", [None, "4"])
+def test_a_local_ray_gets_one_heap_a_process_unless_told_otherwise(
+    own: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", own or "")
+    if own is None:
+        monkeypatch.delenv("MALLOC_ARENA_MAX")
+    told = []
+    monkeypatch.setattr(ray, "init", lambda **_: told.append(os.environ["MALLOC_ARENA_MAX"]))
+    cluster._start_local(config().workers)
+    assert told == [own or "1"]

@@ -67,7 +67,7 @@ def test_a_check_of_weights_that_dies_says_so(images: Path, tmp_path: Path, monk
     weights = tmp_path / "vit.pth"
     weights.write_bytes(b"never read")
     monkeypatch.setattr("sys.executable", "/bin/false")
-    with pytest.raises(RuntimeError, match=r"check of .*vit.pth ended with 1"):
+    with pytest.raises(ConfigError, match=r"^backbone.weights: .* looked at .*vit.pth ended with 1"):
         check_all(config(images, tmp_path / "run", backbone={"name": "dino_vits8", "weights": str(weights)}))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import ConfigError
 from pipeline.store import held, storage
 from pipeline.store.held import Held, Piece
 from tests.fault_proxy import FaultProxy
@@ -93,6 +94,12 @@ def test_a_process_that_dies_is_told_of(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(RuntimeError, match=r"listed s3://bucket ended with 1"):
         held._list_apart("s3://bucket", False, pieces(tmp_path), 2)
+
+
+def test_a_disk_that_is_full_is_not_taken_for_the_source(tmp_path: Path) -> None:
+    fill(str(tmp_path), ["a.jpg"])
+    with pytest.raises(ConfigError, match=r"cannot be kept in /dev: .*set TMPDIR"):
+        held._write(Path("/dev/full"), storage.walk(str(tmp_path)))
 
 
 def test_an_error_that_cannot_travel_is_told_in_words() -> None:

@@ -296,6 +296,17 @@ def test_an_answer_is_looked_through_for_an_error_unless_it_begins_as_a_listing(
     assert looked == [*bodies[1:], bodies[0]]
 
 
+def test_botocore_itself_does_not_look_through_a_listing(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore import handlers
+
+    looked: list[int] = []
+    monkeypatch.setattr(handlers, "_looks_like_special_case_error", lambda status, body: looked.append(len(body)))
+    storage.write_bytes(f"{s3_bucket}/a/b.jpg", b"x")
+    looked.clear()
+    assert [file.path for file in storage.walk(f"{s3_bucket}/a")] == ["b.jpg"]
+    assert not looked
+
+
 def test_an_error_in_place_of_a_listing_is_no_empty_folder(proxy: FaultProxy, s3_bucket: str) -> None:
     """S3 may answer 200 and only then find that it cannot."""
     storage.write_bytes(f"{s3_bucket}/a/b.jpg", b"x")
