@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
-from model.panoptic.boxes import clip_boxes
+from model.panoptic.boxes import box_iou, clip_boxes
 
 
 class Detections(NamedTuple):
@@ -31,11 +31,13 @@ def detect(
     nms_threshold: float,
     limit: int,
     class_agnostic: bool = False,
+    soft_nms: bool = False,
 ) -> Detections:
     """Every class of a box that scores above `score_threshold`, without those near a better one of the same class.
 
     With `class_agnostic` a box has its likeliest class alone, with the probability of any, and is left out near a
-    better one of whatever class.
+    better one of whatever class. With `soft_nms` the score of what is left falls by the largest IoU with a better one,
+    so that `nms_threshold` can be high (linear Soft-NMS, arXiv 1704.04503, and all at once as in SOLOv2, 2003.10152).
 
     Args:
         boxes: (n, 4) float32 in pixels, one for all classes; rows that are not finite are left out.
@@ -50,5 +52,16 @@ def detect(
     row, classes = ((objects > score_threshold) & finite[:, None]).nonzero().unbind(1)
     scores, boxes = objects[row, classes], clip_boxes(boxes[row], size)
     rivals = torch.zeros_like(classes) if class_agnostic else classes
-    keep = batched_nms(boxes, scores, rivals, nms_threshold)[:limit]
+    keep = batched_nms(boxes, scores, rivals, nms_threshold)
+    if soft_nms:
+        falling = scores[keep] * (1 - _overlap_with_better(boxes[keep], rivals[keep]))
+        scores = scores.index_put((keep,), falling)
+        keep = keep[falling.argsort(descending=True, stable=True)]
+    keep = keep[:limit]
     return Detections(boxes[keep], scores[keep], classes[keep], row[keep])
+
+
+def _overlap_with_better(boxes: Tensor, classes: Tensor) -> Tensor:
+    """(n,) largest IoU of each of (n, 4) boxes, best first, with one before it of the same class; 0 without one."""
+    overlaps = box_iou(boxes, boxes) * (classes[:, None] == classes)
+    return overlaps.tril(-1).amax(1) if len(boxes) else overlaps.new_zeros(0)

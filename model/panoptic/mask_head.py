@@ -70,6 +70,13 @@ def mask_loss(logits: Tensor, targets: Tensor, ranks: Ranks = ALONE) -> Tensor:
     return total / ranks.share(logits.numel(), logits)
 
 
+def mask_certainty(probs: Tensor) -> Tensor:
+    """(n,) mean of those of (n, s, s) probabilities that are at least 0.5, 0 where none is: "maskness" of SOLO (arXiv
+    1912.04488), which says how sure a mask is of its own pixels."""
+    inside = probs >= 0.5
+    return (probs * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+
+
 @torch.no_grad()
 def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int], *, max_pixels: int = 2**25) -> Tensor:
     """(n, H, W) bool masks: the probability, bilinear between the centres of the mask's cells and 0 beyond, is >= 0.5.

@@ -21,13 +21,13 @@ from model.panoptic.combine import CombineSettings, PanopticMap, combine_panopti
 from model.panoptic.detections import Detections
 from model.panoptic.fpn import FPN
 from model.panoptic.frozen import FrozenPatches, stack_maps
-from model.panoptic.mask_head import paste_masks
+from model.panoptic.mask_head import mask_certainty, paste_masks
 from model.panoptic.resize import DIVISOR, padded_size, test_size
 from model.panoptic.resnet import ResNet
 from model.panoptic.roi_heads import CascadeRoIHeads
 from model.panoptic.rpn import RPN
 from model.panoptic.sampling import Choose, Generators, random_choice
-from model.panoptic.semantic_head import STRIDE, SemanticHead, semantic_argmax, semantic_loss
+from model.panoptic.semantic_head import SemanticHead, semantic_argmax, semantic_loss
 from model.panoptic.simple_pyramid import SimplePyramid
 from model.panoptic.targets import IGNORED, Target, check_targets
 from model.ranks import ALONE, Ranks
@@ -78,13 +78,14 @@ class NetworkSettings:
 
     backbone: Literal["resnet50", "vit"] = "resnet50"  # vit: a frozen transformer, which is given beside the settings
     patch_stride: int = 16  # pixels of the frame that a patch of it stands for; 8 or 16
+    finest_stride: int = 4  # pixels of the frame that one of the pyramid's finest map stands for; 4 or, behind a vit, 8
     depths: Sequence[int] = (3, 4, 6, 3)  # blocks of the ResNet's stages
     width: int = 64  # channels of its first stage
     channels: int = 256  # of the pyramid
     box_dim: int = 1024  # of the box heads
     mask_channels: int = 256
     semantic_channels: int = 128
-    anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512)  # pixels a side, on p2 .. p6
+    anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512)  # pixels a side, of each map of the pyramid
     anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0)  # height / width
     rpn_ious: tuple[float, float] = (0.3, 0.7)  # an anchor below the first is background, from the second an object
     rpn_sampled: int = 256  # anchors an image in the loss
@@ -97,9 +98,12 @@ class NetworkSettings:
     roi_positive: float = 0.25
     droploss_threshold: float | None = None  # IoU up to which a box is not punished for its class (DropLoss); None: 0
     score_threshold: float = 0.05  # of the detections
-    nms_threshold: float = 0.5
+    nms_threshold: float = 0.5  # IoU with a better detection above which one is left out
+    soft_nms: bool = False  # below it, a score falls by the IoU with the best of the better ones
+    mask_scores: bool = False  # a score is times the mean probability of the mask's pixels
     detections_per_image: int = 100
     class_agnostic: bool = False  # one detection a box, of its likeliest class, scored as an object of any
+    class_agnostic_masks: bool = False  # a box has one mask, whatever its class
     semantic_weight: float = 0.5  # of the semantic loss
     combine_overlap: float = 0.5  # these three: see `CombineSettings`
     combine_stuff_area: int = 4096
@@ -120,6 +124,14 @@ class NetworkSettings:
             choose=choose,
         )
 
+    @property
+    def finest(self) -> int:
+        """Level of the pyramid's finest map. ValueError: it has none of that stride."""
+        levels = {4: 2, 8: 3} if self.backbone == "vit" else {4: 2}
+        if self.finest_stride not in levels:
+            raise ValueError(f"finest_stride must be one of {[*levels]} for {self.backbone}, got {self.finest_stride}")
+        return levels[self.finest_stride]
+
     def heads(self, num_things: int, choose: Choose) -> CascadeRoIHeads:
         return CascadeRoIHeads(
             self.channels,
@@ -134,6 +146,9 @@ class NetworkSettings:
             nms_threshold=self.nms_threshold,
             detections_per_image=self.detections_per_image,
             class_agnostic=self.class_agnostic,
+            class_agnostic_masks=self.class_agnostic_masks,
+            soft_nms=self.soft_nms,
+            finest=self.finest,
             choose=choose,
         )
 
@@ -143,7 +158,7 @@ class NetworkSettings:
             raise ValueError(f"backbone {self.backbone!r} needs {'a' if frozen is None else 'no'} frozen transformer")
         if frozen is None:
             return FPN(ResNet(depths=self.depths, width=self.width), channels=self.channels)
-        return SimplePyramid(frozen.dim, stride=frozen.stride, channels=self.channels)
+        return SimplePyramid(frozen.dim, stride=frozen.stride, channels=self.channels, finest=self.finest)
 
 
 class PanopticCascadeRCNN(nn.Module):
@@ -170,6 +185,7 @@ class PanopticCascadeRCNN(nn.Module):
             raise ValueError(f"need num_things >= 1 and num_stuff in 0..{MOST_STUFF}, got {num_things}, {num_stuff}")
         chosen = NetworkSettings(**settings)
         self.num_things, self.num_stuff, self.semantic_weight = num_things, num_stuff, chosen.semantic_weight
+        self.mask_scores = chosen.mask_scores
         self.combine = CombineSettings(chosen.combine_overlap, chosen.combine_stuff_area, chosen.combine_confidence)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
@@ -179,7 +195,9 @@ class PanopticCascadeRCNN(nn.Module):
         self.backbone = chosen.pyramid(self.frozen)
         self.proposal_generator = chosen.proposals(self.backbone.strides, choose)
         self.roi_heads = chosen.heads(num_things, choose)
-        self.sem_seg_head = SemanticHead(chosen.channels, num_stuff + 1, channels=chosen.semantic_channels)
+        self.sem_seg_head = SemanticHead(
+            chosen.channels, num_stuff + 1, channels=chosen.semantic_channels, finest=chosen.finest
+        )
 
     def forward(
         self,
@@ -212,7 +230,7 @@ class PanopticCascadeRCNN(nn.Module):
         features = self.features(images, smallest=SMALLEST_TRAINED, ranks=ranks, tokens=tokens)
         proposals, losses = self.proposal_generator(features, sizes, targets, generators)
         logits = self.sem_seg_head(features)
-        maps = pad_semantic(targets, [STRIDE * side for side in logits.shape[2:]])
+        maps = pad_semantic(targets, [self.sem_seg_head.stride * side for side in logits.shape[2:]])
         losses["loss_sem_seg"] = self.semantic_weight * semantic_loss(logits, maps, ranks)
         boxes = [image.boxes for image in proposals]
         return losses | self.roi_heads.losses(for_boxes(features), sizes, boxes, targets, generators, ranks)
@@ -250,7 +268,8 @@ class PanopticCascadeRCNN(nn.Module):
         ranks: Ranks = ALONE,
         tokens: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """The maps p2 .. p6 of the images, all padded to one frame; arguments as in `prepare` and `forward`."""
+        """The maps of the pyramid, finest first, of the images, all padded to one frame; arguments as in `prepare` and
+        `forward`."""
         if self.frozen is None:
             return self.backbone(self.prepare(images, smallest=smallest, ranks=ranks))
         maps = self.frozen([image.to(self.pixel_mean.device) for image in images]) if tokens is None else tokens
@@ -283,6 +302,10 @@ class PanopticCascadeRCNN(nn.Module):
         self, found: Detections, mask_probs: Tensor, logits: Tensor, size: tuple[int, int], output: tuple[int, int]
     ) -> Prediction:
         """Bring the results of one image to its output size."""
+        if self.mask_scores:
+            scores, order = (found.scores * mask_certainty(mask_probs)).sort(descending=True, stable=True)
+            found = Detections(*(values[order] for values in found))._replace(scores=scores)
+            mask_probs = mask_probs[order]
         (height, width), (out_height, out_width) = size, output
         scale = found.boxes.new_tensor([out_width / width, out_height / height] * 2)
         boxes = clip_boxes(found.boxes * scale, output)
@@ -292,7 +315,7 @@ class PanopticCascadeRCNN(nn.Module):
             found.scores[kept],
             found.classes[kept],
             paste_masks(mask_probs[kept], boxes[kept], output),
-            semantic_argmax(logits, size, output),
+            semantic_argmax(logits, size, output, stride=self.sem_seg_head.stride),
             self.num_things,
             self.combine,
         )

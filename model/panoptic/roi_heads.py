@@ -112,7 +112,7 @@ def _ones(image: LabelledBoxes) -> Tensor:
 
 
 class CascadeRoIHeads(nn.Module):
-    """Proposals on the levels p2 .. p5 -> losses, or detections and their masks.
+    """Proposals on the levels from `finest` to p5 -> losses, or detections and their masks.
 
     The stages call a box an object from the three `label_ious`. Each starts from the boxes of the stage before, and
     sends a third of its gradient into the features.
@@ -133,6 +133,9 @@ class CascadeRoIHeads(nn.Module):
         nms_threshold: float = 0.5,
         detections_per_image: int = 100,
         class_agnostic: bool = False,
+        class_agnostic_masks: bool = False,
+        soft_nms: bool = False,
+        finest: int = 2,
         choose: Choose = random_choice,
     ) -> None:
         super().__init__()
@@ -140,13 +143,15 @@ class CascadeRoIHeads(nn.Module):
             raise ValueError(f"label_ious must be {len(CODE_WEIGHTS)} thresholds, one a stage, got {label_ious}")
         self.box_head = nn.ModuleList(BoxHead(channels, dim) for _ in CODE_WEIGHTS)
         self.box_predictor = nn.ModuleList(BoxPredictor(dim, num_things) for _ in CODE_WEIGHTS)
-        self.mask_head = MaskHead(channels, num_things, channels=mask_channels)
+        self.mask_head = MaskHead(channels, 1 if class_agnostic_masks else num_things, channels=mask_channels)
+        self.class_agnostic_masks = class_agnostic_masks
         self.coders = [BoxCoder(weights) for weights in CODE_WEIGHTS]
         self.num_things, self.label_ious = num_things, list(label_ious)
         self.sampled, self.positive_fraction, self.choose = sampled, positive_fraction, choose
-        self.droploss_threshold = droploss_threshold
+        self.droploss_threshold, self.finest = droploss_threshold, finest
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.detections_per_image, self.class_agnostic = detections_per_image, class_agnostic
+        self.soft_nms = soft_nms
 
     def losses(
         self,
@@ -160,7 +165,7 @@ class CascadeRoIHeads(nn.Module):
         """`loss_cls_stage0`, `loss_box_reg_stage0`, ..., `loss_mask`.
 
         Args:
-            features: (N, C, h, w) maps p2 .. p5.
+            features: (N, C, h, w) maps from level `finest` to p5.
             proposals: (n, 4) boxes of each image; the true boxes join them here.
             generators: of the random choice of each image's proposals; None draws from torch's global generator.
             ranks: the processes that share the batch.
@@ -197,7 +202,7 @@ class CascadeRoIHeads(nn.Module):
 
     def stage(self, k: int, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """(n, K + 1) logits and (n, 4) deltas of stage k for the boxes of all images."""
-        pooled = _ScaleGradient.apply(pool_boxes(features, boxes, BOX_SIZE), 1 / len(self.coders))
+        pooled = _ScaleGradient.apply(pool_boxes(features, boxes, BOX_SIZE, finest=self.finest), 1 / len(self.coders))
         return self.box_predictor[k](self.box_head[k](pooled))
 
     def cascade(
@@ -227,13 +232,17 @@ class CascadeRoIHeads(nn.Module):
                 nms_threshold=self.nms_threshold,
                 limit=self.detections_per_image,
                 class_agnostic=self.class_agnostic,
+                soft_nms=self.soft_nms,
             )
             for image in zip(boxes, probs, image_sizes, strict=True)
         ]
 
     def mask_logits(self, features: Sequence[Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> Tensor:
-        """(boxes of all images, 28, 28) float32, of each box's own class."""
-        return self.mask_head(pool_boxes(features, boxes, POOL_SIZE), torch.cat(list(classes)))
+        """(boxes of all images, 28, 28) float32, of each box's own class unless masks are the same for all."""
+        chosen = torch.cat(list(classes))
+        if self.class_agnostic_masks:
+            chosen = torch.zeros_like(chosen)
+        return self.mask_head(pool_boxes(features, boxes, POOL_SIZE, finest=self.finest), chosen)
 
     def _mask_loss(
         self, features: Sequence[Tensor], labelled: Sequence[LabelledBoxes], targets: Sequence[Target], ranks: Ranks

@@ -17,34 +17,34 @@ from model.panoptic.targets import IGNORED
 from model.ranks import ALONE, Ranks
 
 GROUPS = 32
-STRIDE = 4  # of the logits
+COARSEST = 5  # level, of stride 32
 
 
 class SemanticHead(nn.Module):
-    """Maps p2 .. p5 (N, C, h, w) -> (N, classes, h2, w2) logits at stride 4.
+    """Maps from level `finest` to p5 (N, C, h, w) -> (N, classes, h', w') logits at the stride of the finest, 4 for p2.
 
-    Every level is brought to stride 4 by convolutions, each but the finest's followed by bilinear doubling.
+    Every level is brought to that stride by convolutions, each but the finest's followed by bilinear doubling.
     """
 
-    def __init__(self, channels_in: int, num_classes: int, *, channels: int = 128, levels: int = 4) -> None:
+    def __init__(self, channels_in: int, num_classes: int, *, channels: int = 128, finest: int = 2) -> None:
         super().__init__()
-        self.levels = levels
-        for level in range(levels):
+        self.levels, self.stride = range(finest, COARSEST + 1), 2**finest
+        for level in self.levels:
             layers: list[nn.Module] = []
-            for i in range(max(1, level)):
+            for i in range(max(1, level - finest)):
                 norm = nn.GroupNorm(GROUPS, channels)
                 layers.append(ConvNorm(channels if i else channels_in, channels, 3, norm=norm, relu=True))
-                if level:
+                if level > finest:
                     layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
-            self.add_module(f"p{level + 2}", nn.Sequential(*layers))
+            self.add_module(f"p{level}", nn.Sequential(*layers))
         self.predictor = nn.Conv2d(channels, num_classes, 1)
         nn.init.kaiming_normal_(self.predictor.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(cast(Tensor, self.predictor.bias))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         total: Tensor | None = None
-        for level, level_map in enumerate(features[: self.levels]):
-            x = self.get_submodule(f"p{level + 2}")(level_map)
+        for level, level_map in zip(self.levels, features, strict=False):
+            x = self.get_submodule(f"p{level}")(level_map)
             total = x if total is None else total + x
         assert total is not None
         return self.predictor(total)
@@ -54,11 +54,11 @@ def semantic_loss(logits: Tensor, targets: Tensor, ranks: Ranks = ALONE) -> Tens
     """Mean cross-entropy, in float32, over the pixels that are not ignored; 0 when all are, where detectron2 has NaN.
 
     Args:
-        logits: (N, classes, h, w) at stride 4, upsampled bilinearly here.
-        targets: (N, 4 h, 4 w) uint8 or int64 classes, 255 = ignored.
+        logits: (N, classes, h, w) at a stride of s pixels, upsampled bilinearly here.
+        targets: (N, s h, s w) uint8 or int64 classes, 255 = ignored.
         ranks: the processes that share the batch; the mean over them is that over all pixels.
     """
-    full = F.interpolate(logits.float(), scale_factor=STRIDE, mode="bilinear", align_corners=False)
+    full = F.interpolate(logits.float(), targets.shape[1:], mode="bilinear", align_corners=False)
     targets = targets.long()
     total = F.cross_entropy(full, targets, ignore_index=IGNORED, reduction="sum")
     return total / ranks.share((targets != IGNORED).sum(), total)
@@ -66,20 +66,25 @@ def semantic_loss(logits: Tensor, targets: Tensor, ranks: Ranks = ALONE) -> Tens
 
 @torch.no_grad()
 def semantic_argmax(
-    logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], *, max_values: int = 2**24
+    logits: Tensor,
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+    *,
+    stride: int = 4,
+    max_values: int = 2**24,
 ) -> Tensor:
     """(H, W) uint8: the best class, the lowest of equals, of logits resized to `output_size` (bilinear).
 
     Classes are resized a few at a time, so that at most about `max_values` floats (or one class) exist at once.
 
     Args:
-        logits: (classes, h, w) at stride 4 of one padded image.
+        logits: (classes, h, w) of one padded image, a value for every `stride` pixels of a side.
         image_size: its (height, width) before padding.
     """
-    step = max(1, max_values // max(output_size[0] * output_size[1], logits[0].numel() * STRIDE**2))
+    step = max(1, max_values // max(output_size[0] * output_size[1], logits[0].numel() * stride**2))
     best, label = None, None
     for start in range(0, len(logits), step):
-        value, index = resize_logits(logits[start : start + step], image_size, output_size).max(0)
+        value, index = resize_logits(logits[start : start + step], image_size, output_size, stride=stride).max(0)
         index = (index + start).to(torch.uint8)
         if best is None or label is None:
             best, label = value, index
@@ -90,10 +95,12 @@ def semantic_argmax(
     return label
 
 
-def resize_logits(logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
-    """(classes, h, w) logits of a padded image at stride 4 -> (classes, H, W) float32, of the image without padding."""
+def resize_logits(
+    logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int], *, stride: int = 4
+) -> Tensor:
+    """(classes, h, w) logits of a padded image at `stride` -> (classes, H, W) float32, of the image without padding."""
     height, width = image_size
-    full = F.interpolate(logits[None].float(), scale_factor=STRIDE, mode="bilinear", align_corners=False)
+    full = F.interpolate(logits[None].float(), scale_factor=stride, mode="bilinear", align_corners=False)
     full = full[..., :height, :width]
     if output_size != image_size:
         full = F.interpolate(full, size=output_size, mode="bilinear", align_corners=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from model.backbone import load_backbone
 from model.panoptic.frozen import FrozenPatches, stack_maps
-from model.panoptic.network import PanopticCascadeRCNN, Prediction
+from model.panoptic.mask_head import mask_certainty
+from model.panoptic.network import NetworkSettings, PanopticCascadeRCNN, Prediction
+from model.panoptic.roi_align import pool_boxes
 from model.panoptic.simple_pyramid import SimplePyramid
 from model.panoptic.targets import Target
 from tests.tiny_panoptic import tiny_vit
@@ -59,10 +62,11 @@ def test_maps_are_padded_with_nothing() -> None:
 
 
 @pytest.mark.parametrize("stride", [8, 16])
-def test_the_pyramid_has_its_strides(stride: int) -> None:
-    pyramid = SimplePyramid(24, stride=stride, channels=16)
+@pytest.mark.parametrize(("finest", "strides"), [(2, [4, 8, 16, 32, 64]), (3, [8, 16, 32, 64])])
+def test_the_pyramid_has_its_strides(stride: int, finest: int, strides: list[int]) -> None:
+    pyramid = SimplePyramid(24, stride=stride, channels=16, finest=finest)
     maps = pyramid(torch.randn(2, 24, 128 // stride, 64 // stride))
-    assert pyramid.strides == [4, 8, 16, 32, 64]
+    assert pyramid.strides == strides
     assert [tuple(m.shape) for m in maps] == [(2, 16, 128 // s, 64 // s) for s in pyramid.strides]
     with pytest.raises(ValueError, match="patch_stride must be one of"):
         SimplePyramid(24, stride=32)
@@ -120,9 +124,10 @@ def test_a_photo_alone_and_in_a_batch_is_seen_alike() -> None:
         assert len(found.scores)
 
 
+@pytest.mark.parametrize("pyramid", [{}, {"finest_stride": 8, "anchor_sizes": (16, 32, 64, 128)}])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (200, 2), (2, 200)])
-def test_single_pixels_and_strips_are_seen_and_learnt(height: int, width: int) -> None:
-    model = tiny_vit(semantic_channels=64)
+def test_single_pixels_and_strips_are_seen_and_learnt(height: int, width: int, pyramid: dict[str, Any]) -> None:
+    model = tiny_vit(semantic_channels=64, **pyramid)
     (found,) = model.predict([photo(height, width)], output_sizes=[(5, 5)])
     assert found.semantic.shape == (5, 5)
     nothing = torch.zeros(0, height, width, dtype=torch.bool)
@@ -131,6 +136,54 @@ def test_single_pixels_and_strips_are_seen_and_learnt(height: int, width: int) -
     losses = model.train()([photo(height, width)], [target])
     assert all(loss.isfinite() for loss in losses.values())
     assert losses["loss_mask"] == losses["loss_sem_seg"] == 0
+
+
+def test_a_box_has_one_mask_whatever_its_class_and_a_score_that_knows_how_sure_it_is() -> None:
+    settings = {"class_agnostic": True, "score_threshold": 0.0}
+    model = tiny_vit(**settings, class_agnostic_masks=True, mask_scores=True)
+    assert model.roi_heads.mask_head.predictor.weight.shape[0] == 1
+    (found,) = model.predict([photo(64, 96)])
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+    model.mask_scores = False
+    (plain,) = model.predict([photo(64, 96)])
+    assert (found.scores.sort().values <= plain.scores.sort().values).all()
+    sum(model.train()([photo(64, 96)], [square(64, 96)]).values()).backward()  # type: ignore[union-attr]
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+def test_how_sure_a_mask_is_is_the_mean_of_what_is_inside() -> None:
+    probs = torch.tensor([[[0.9, 0.7], [0.1, 0.4]], [[0.1, 0.2], [0.3, 0.4]]])
+    torch.testing.assert_close(mask_certainty(probs), torch.tensor([0.8, 0.0]))
+
+
+def test_a_pyramid_without_its_finest_map_learns_and_sees_at_the_size_of_the_photo() -> None:
+    model = tiny_vit(finest_stride=8, anchor_sizes=(16, 32, 64, 128), score_threshold=0.0)
+    losses = model.train()([photo(64, 96)], [square(64, 96)])
+    assert len(losses) == 10
+    sum(losses.values()).backward()  # type: ignore[union-attr]
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not [name for name in model.state_dict() if name.startswith(("backbone.output2", "sem_seg_head.p2"))]
+    (found,) = model.eval().predict([photo(60, 90)])
+    assert (found.semantic.shape, found.masks.shape[1:]) == ((60, 90), (60, 90))
+    assert found.boxes[:, 2].max() > 60
+
+
+def test_boxes_are_pooled_where_they_lie_whatever_the_finest_map() -> None:
+    """A bright square of tokens: what is pooled from its box is bright, from beside it is not."""
+    heads = tiny_vit(finest_stride=8, anchor_sizes=(16, 32, 64, 128)).roi_heads
+    levels = [torch.zeros(1, 1, 128 // s, 128 // s) for s in (8, 16, 32)]
+    for level, s in zip(levels, (8, 16, 32), strict=True):
+        level[..., : 64 // s, : 64 // s] = 1
+    boxes = torch.tensor([[0.0, 0, 64, 64], [64, 64, 128, 128]])
+    pooled = pool_boxes(levels, [boxes], 7, finest=heads.finest).mean((1, 2, 3))
+    assert pooled[0] > 0.9
+    assert pooled[1] < 0.1
+
+
+@pytest.mark.parametrize(("backbone", "finest", "allowed"), [("vit", 16, "4, 8"), ("resnet50", 8, "4")])
+def test_a_pyramid_that_there_is_not(backbone: str, finest: int, allowed: str) -> None:
+    with pytest.raises(ValueError, match=rf"finest_stride must be one of \[{allowed}\] for {backbone}, got {finest}"):
+        NetworkSettings(backbone=backbone, finest_stride=finest).finest  # type: ignore[arg-type]  # noqa: B018
 
 
 def test_one_class_is_enough() -> None:

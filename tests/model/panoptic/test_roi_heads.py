@@ -181,3 +181,22 @@ def test_the_published_box_losses(shared_dir: Path) -> None:
         labelled = LabelledBoxes(boxes, classes, torch.zeros_like(classes), reference.tensor(f"{key}stage{k}_gt_boxes"))
         losses = torch.stack(box_losses(logits, deltas, [labelled], BoxCoder(CODE_WEIGHTS[k]))).double()
         torch.testing.assert_close(losses, reference.tensor(f"{key}stage{k}"), rtol=1e-5, atol=0)
+
+
+def test_a_score_falls_by_the_overlap_with_a_better_box_of_its_class() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 6], [20, 20, 30, 30], [0, 0, 10, 9]])
+    probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.5, 0.5], [0.7, 0.3]])
+    settings = {"score_threshold": 0.05, "nms_threshold": 0.8, "limit": 100, "class_agnostic": True}
+    found = detect(boxes, probs, (40, 40), soft_nms=True, **settings)  # type: ignore[arg-type]
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.5, 0.8 * 0.4]))
+    assert found.row.tolist() == [0, 2, 1]  # the fourth is above the threshold
+    hard = detect(boxes, probs, (40, 40), **settings)  # type: ignore[arg-type]
+    torch.testing.assert_close(hard.scores, torch.tensor([0.9, 0.8, 0.5]))
+    nothing = detect(boxes, probs, (40, 40), soft_nms=True, **{**settings, "score_threshold": 0.99})  # type: ignore[arg-type]
+    assert len(nothing.boxes) == 0
+
+
+def test_boxes_of_other_classes_do_not_lower_a_score() -> None:
+    boxes, probs = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8]]), torch.tensor([[0.9, 0, 0.1], [0, 0.8, 0.2]])
+    found = detect(boxes, probs, (40, 40), score_threshold=0.05, nms_threshold=0.9, limit=9, soft_nms=True)
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.8]))
