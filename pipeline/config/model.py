@@ -32,6 +32,7 @@ class NetworkConfig(Section):
 
     backbone: Literal["resnet50", "vit"] = "resnet50"  # vit: that of the section `backbone`, frozen
     patch_stride: Literal[8, 16] = 16  # vit: pixels of the resized photo that a patch of it stands for
+    finest_stride: Literal[4, 8] = 4  # of the pyramid, pixels of the resized photo; vit alone: 8, with half the work
     depths: tuple[Count, Count, Count, Count] = (3, 4, 6, 3)  # blocks of the ResNet's stages
     width: int = Field(64, ge=4)  # channels of its first stage
     channels: int = Field(256, ge=8)  # of the pyramid
@@ -42,8 +43,24 @@ class NetworkConfig(Section):
     rpn_post_nms: tuple[Count, Count] = (4000, 1000)  # and a photo after it
     roi_sampled: int = Field(512, ge=8)  # proposals a photo in the losses
     droploss_threshold: float | None = Field(None, ge=0, lt=1)  # CutLER's DropLoss has 0.01
-    anchor_sizes: tuple[Side, Side, Side, Side, Side] = (32, 64, 128, 256, 512)  # pixels, level by level
+    # Pixels, level by level: five, or four with finest_stride 8
+    anchor_sizes: tuple[Side, ...] = Field((32, 64, 128, 256, 512), min_length=4, max_length=5)
     class_agnostic: bool = False  # one detection a box, of its likeliest class, scored as an object of any
+    class_agnostic_masks: bool = False  # a box has one mask, whatever its class: learnt from the masks of all
+    nms_threshold: float = Field(0.5, gt=0, le=1)  # IoU with a better detection above which one is left out
+    soft_nms: bool = False  # below it, a score falls by the IoU with the best of the better ones
+    mask_scores: bool = False  # a score is times the mean probability of the mask's pixels
+
+    @model_validator(mode="after")
+    def _fits_its_pyramid(self) -> NetworkConfig:
+        if self.finest_stride != 4 and self.backbone != "vit":
+            raise ValueError(f"finest_stride {self.finest_stride} is of a vit, and backbone is {self.backbone}")
+        levels = {4: 5, 8: 4}[self.finest_stride]
+        if len(self.anchor_sizes) != levels:
+            raise ValueError(
+                f"anchor_sizes needs {levels} sizes for finest_stride {self.finest_stride}, got {self.anchor_sizes}"
+            )
+        return self
 
 
 class TrainConfig(Section):
@@ -63,7 +80,8 @@ class TrainConfig(Section):
     precise_statistics: int = Field(200, ge=0)  # batches after the last step that batch norms take their statistics of
     short_sides: tuple[Pixels, ...] = Field((240, 320, 480, 640, 672, 704, 736, 768, 800, 1024), min_length=1)  # pixels
     max_side: Pixels = 1333
-    flip: float = Field(0.5, ge=0, le=1)  # probability
+    flip: float = Field(0.5, ge=0, le=1)  # probability; of kept tokens it is the tokens that are mirrored
+    crop: float = Field(0.0, ge=0, le=1)  # probability that a part is learnt, enlarged; of kept tokens alone
     copy_paste: CopyPasteConfig = CopyPasteConfig()
     whole_masks: bool = True  # learn the whole masks of the instances, as published, and not what is visible of them
     # Masks of a merge tree with at least this score are learnt, nested as they are; None: those alone that are things
@@ -103,6 +121,8 @@ class TrainConfig(Section):
             raise ValueError("backbone has weights of a ResNet-50, and network.backbone is vit: leave out one of them")
         if behind != "vit" and self.cache:
             raise ValueError(f"cache keeps what a frozen vit sees, and network.backbone is {behind}: leave out cache")
+        if self.crop and not self.cache:
+            raise ValueError(f"crop {self.crop} enlarges parts of kept tokens: set cache, or leave out crop")
         if self.cache and self.copy_paste.mode != "none":
             raise ValueError(f"cache is of whole photos, and copy_paste.mode {self.copy_paste.mode} makes new ones")
         return self

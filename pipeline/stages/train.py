@@ -25,8 +25,18 @@ if TYPE_CHECKING:
 
 
 # Keys that came later, which enter a fingerprint where they are not what was before.
-LATER = ("optimiser", "schedule", "nested", "nested_most", "soft")
-LATER_OF_NETWORK = ("backbone", "patch_stride", "anchor_sizes", "class_agnostic")
+LATER = ("crop", "optimiser", "schedule", "nested", "nested_most", "soft")
+LATER_OF_NETWORK = (
+    "backbone",
+    "patch_stride",
+    "finest_stride",
+    "anchor_sizes",
+    "class_agnostic",
+    "class_agnostic_masks",
+    "nms_threshold",
+    "soft_nms",
+    "mask_scores",
+)
 
 
 class Train(FitStage):
@@ -164,6 +174,7 @@ class Train(FitStage):
             short_sides=train.short_sides,
             max_side=train.max_side,
             flip=train.flip,
+            crop=train.crop,
             copy_paste=_copy_paste(run.config),
             precise_statistics=train.precise_statistics,
             init=before,

@@ -13,6 +13,7 @@ from pipeline.train.job import TrainJob
 from pipeline.train.order import TrainingOrder
 from pipeline.train.tokens import TokenCache
 from workers.training.augment import augment
+from workers.training.augment_tokens import augment_tokens
 from workers.training.copy_paste import InstanceBank, copy_paste
 from workers.training.samples import Sample, to_target
 from workers.training.trainer import Batch
@@ -39,8 +40,25 @@ class Batches:
                 yield self._batch(self._pasted(step, samples, pool), tokens)
 
     def _load_with_tokens(self, step: int, pool: ThreadPoolExecutor) -> tuple[list[Sample], list[Tensor] | None]:
-        samples, kept = self._load(step, pool), self._tokens
-        return samples, None if kept is None else list(pool.map(lambda sample: kept(to_target(sample)[0]), samples))
+        samples = self._load(step, pool)
+        if self._tokens is None:
+            return samples, None
+        augmented = pool.map(lambda place, sample: self._with_tokens(step, place, sample), self._places, samples)
+        augmented_samples, tokens = zip(*augmented, strict=True)
+        return list(augmented_samples), list(tokens)
+
+    def _with_tokens(self, step: int, place: int, sample: Sample) -> tuple[Sample, Tensor]:
+        """Augmented together: tokens are kept of the whole photo, as it is, alone."""
+        settings = self._job.settings
+        assert self._tokens is not None
+        return augment_tokens(
+            sample,
+            self._tokens(to_target(sample)[0]),
+            np.random.default_rng([settings.optimisation.seed, 3, step, place]),
+            stride=self._tokens.stride,
+            flip_probability=settings.flip,
+            crop_probability=settings.crop,
+        )
 
     def _load(self, step: int, pool: ThreadPoolExecutor) -> list[Sample]:
         indices = self._order.batch(step)
@@ -53,7 +71,7 @@ class Batches:
             np.random.default_rng([settings.optimisation.seed, 1, step, place]),
             short_sides=settings.short_sides,
             max_side=settings.max_side,
-            flip_probability=settings.flip,
+            flip_probability=settings.flip if self._tokens is None else 0,
         )
 
     def _pasted(self, step: int, samples: list[Sample], pool: ThreadPoolExecutor) -> list[Sample]:

@@ -41,6 +41,7 @@ class TrainSettings:
     short_sides: tuple[int, ...] = SHORT_SIDES
     max_side: int = MAX_SIDE
     flip: float = 0.5
+    crop: float = 0.0
     copy_paste: CopyPaste | None = None
     precise_statistics: int = 200
     init: str | None = None

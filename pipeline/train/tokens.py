@@ -1,6 +1,6 @@
 """The tokens of a frozen transformer, kept, so that a step of a training costs the heads alone.
 
-A file holds the tokens of one photo at one size, mirrored or not, and is named for the photo's pixels; its folder is
+A file holds the tokens of one photo at one size and is named for the photo's pixels; its folder is
 named for all else that decides them. So tokens of another backbone, other weights or another photo are never found, and
 the rounds of self-training share them. `<run>/tokens` may be removed at any time: what is missing is made again.
 """
@@ -31,6 +31,7 @@ class TokenCache:
     def __init__(self, folder: str, frozen: FrozenPatches, backbone: FrozenBackbone, *, device: str) -> None:
         """`folder` (URI) may hold tokens of any number of backbones; `device` is that of `frozen`."""
         self.folder = storage.join(folder, digest([*backbone.content(), frozen.stride, VERSION]))
+        self.stride = frozen.stride
         self._frozen, self._device = frozen, device
         self._lock = threading.Lock()
 

@@ -81,7 +81,7 @@ class Optimisation:
     def optimiser_of(self, model: nn.Module) -> torch.optim.Optimizer:
         groups = parameter_groups(model, self.weight_decay)
         if self.optimiser == "adamw":
-            return torch.optim.AdamW(groups, lr=self.rate)
+            return torch.optim.AdamW(groups, lr=self.rate, fused=True)
         return torch.optim.SGD(groups, lr=self.rate, momentum=self.momentum)
 
 

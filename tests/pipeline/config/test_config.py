@@ -63,6 +63,13 @@ def test_copies_weigh_as_one_where_a_cosine_is_given(tmp_path: Path) -> None:
         ("run: {uri: x}", [], r"source: is required"),
         ("source: {uri: a}\nrun: {uri: x}", ["train.network.backbone=swin"], r"backbone: .*'resnet50' or 'vit'"),
         ("source: {uri: a}\nrun: {uri: x}", ["train.network.patch_stride=14"], r"patch_stride: .*8 or 16"),
+        ("source: {uri: a}\nrun: {uri: x}", ["train.network.finest_stride=8"], r"of a vit, and backbone is resnet50"),
+        (
+            "source: {uri: a}\nrun: {uri: x}\ntrain: {network: {backbone: vit}}",
+            ["train.network.finest_stride=8"],
+            r"anchor_sizes needs 4 sizes for finest_stride 8, got \(32",
+        ),
+        ("source: {uri: a}\nrun: {uri: x}", ["train.crop=0.5"], r"crop 0.5 enlarges parts of kept tokens: set cache"),
         ("source: {uri: a}\nrun: {uri: x}", ["train.cache=true"], r"network.backbone is resnet50: leave out cache"),
         (
             "source: {uri: a}\nrun: {uri: x}\ntrain: {network: {backbone: vit}}",

@@ -33,6 +33,7 @@ SETTINGS = TrainSettings(
     Optimisation(steps=4, batch_size=2, warmup_steps=0, rate=0.001),
     {**NETWORK, "backbone": "vit", "patch_stride": 8},
     short_sides=(64, 80),
+    flip=0,  # kept tokens are mirrored, and others those of the mirrored photo
     frozen=FROZEN,
 )
 
@@ -100,6 +101,19 @@ def test_kept_tokens_give_nearly_the_same_weights_and_are_made_once(
     made = len(list((tmp_path / "tokens").rglob("*.npy")))
     assert 0 < made <= 8
     assert len(counted) == drawn - made  # those of the picture at the end alone
+
+
+def test_tokens_kept_once_serve_the_mirrored_photo_and_every_part_of_it(
+    photos: CocoPhotos, tmp_path: Path, counted: list[int]
+) -> None:
+    settings = replace(SETTINGS, short_sides=(64,), flip=0.5, crop=0.5)
+    tokens = str(tmp_path / "tokens")
+    with stopped_at_step(3):
+        fit_panoptic(photos, str(tmp_path / "a"), settings, tokens=tokens, checkpoint_every=2)
+    fit_panoptic(photos, str(tmp_path / "a"), settings, tokens=tokens, checkpoint_every=2)
+    fit_panoptic(photos, str(tmp_path / "b"), settings, tokens=tokens)
+    assert_same_weights(tmp_path / "a", tmp_path / "b", 0)
+    assert 0 < len(list((tmp_path / "tokens").rglob("*.npy"))) <= 6
 
 
 def test_tokens_are_found_again_by_photo_and_backbone_alone(tmp_path: Path, counted: list[int]) -> None:
