@@ -1,6 +1,6 @@
 """Labels against human ones: every method at hand on every labelled set of photos, with seeds where there is chance.
 
-    python benchmarks/quality.py ../shared/data WEIGHTS [--runs runs/quality] [--only masks stuff panoptic student]
+    python benchmarks/quality.py ../shared/data WEIGHTS [--runs runs/quality] [--only masks stuff panoptic student few]
         [--seeds 0 1 2] [--methods NAME] [--output benchmarks/results/quality-cpu.json]
 
 DATA holds `camvid`, `msrc-200`, `coco-panoptic-100` and `coco-instances-150`; WEIGHTS are those of a DINOv2 ViT-S/14.
@@ -8,9 +8,10 @@ Masks: class-agnostic AP and AR, and the purity of 80 clusters. Stuff: strict mI
 the same photos and on the other half, without CRF and mirrored photos. Panoptic: PQ over all classes by K = 80,
 likewise. Student: labels, the model of `configs/photos.yaml` that learnt them without human labels, of
 `coco-instances-150` and, if DATA has it, `imagenette-1000`, and that after a round of self-training, by the
-class-agnostic AP and AR of masks: on photos it learnt from, and on those of `coco-panoptic-100`, which it never saw. A
-run keeps its folder, so that a benchmark that was stopped goes on; the table, means over the seeds with the least and
-the largest, goes to stderr.
+class-agnostic AP and AR of masks: on photos it learnt from, and on those of `coco-panoptic-100`, which it never saw;
+there also by PQ, with the mapping of the other half. Few: 10 and 50 photos of `coco-panoptic-100` with human labels,
+learnt from the student's weights and from scratch, scored on its other 50. A run keeps its folder, so that a benchmark
+that was stopped goes on; the table, means over the seeds with the least and the largest, goes to stderr.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from machine import describe_machine, publish
 
@@ -32,10 +33,12 @@ from pipeline.evaluate.masks import FoundPhoto, TrueMasks, instance_of
 from pipeline.evaluate.score import evaluate_run
 from pipeline.evaluate.semantic import evaluate_semantic
 from pipeline.operations.run import run
-from pipeline.predict import load_predictor
+from pipeline.predict import load_predictor, predict_photos
+from pipeline.predict.output import PANOPTIC_JSON
 from pipeline.stages.table import define_stages
 from workers.decode import DecodeLimits, decode_image
 from workers.predict import encode_masks
+from workers.training.samples import coco_categories
 
 M = TypeVar("M")
 DINOV2 = "dinov2_vits14"
@@ -68,8 +71,11 @@ PANOPTIC: dict[str, dict[str, Any]] = {
 STUFF_SETS = {"camvid": (11, (11, 255)), "msrc-200": (21, (0, 5, 8, 255))}  # classes, and label values left out
 MASK_SETS = {"coco-panoptic-100": "panoptic.json", "coco-instances-150": "instances.json"}
 PANOPTIC_SET = "coco-panoptic-100"
+STUDENT_SIDE = 448  # pixels of a long photo's side, as in training
 STUDENT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "photos.yaml"
-STEPS = 3000  # of the student; a round of self-training has a third
+STEPS = 9000  # of the student; a round of self-training has a sixth
+FEW_STEPS = 600  # on photos with human labels
+FEW = (10, 50)  # of them
 LEARNT, MORE = "coco-instances-150", "imagenette-1000"  # photos the student learns from, as many as there are
 STUDENTS = {
     "labels, nested masks": "instances",
@@ -189,10 +195,65 @@ def score_student(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 yield {"set": PANOPTIC_SET, **entry, **mask_scores(args, apart.run.uri, PANOPTIC_SET, stage)}
             else:
                 weights = trained[stage.replace("predictions", "train")].folder
-                yield {"set": PANOPTIC_SET, **entry, **unseen_scores(args, weights)}
+                truth = args.data / PANOPTIC_SET / MASK_SETS[PANOPTIC_SET]
+                unseen = unseen_scores(args, weights, truth) | panoptic_scores(args, weights, truth, "hungarian")
+                yield {"set": PANOPTIC_SET, **entry, **unseen}
 
 
-def student_config(args: argparse.Namespace, seed: int) -> Config:
+def score_few(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The same network on a few human labels, from the student's weights and from scratch, on the other half."""
+    for seed in args.seeds:
+        student = student_config(args, seed)
+        yield from few_scores(args, student, run(student, stages={"train"}).stages["train"].folder)
+
+
+def few_scores(args: argparse.Namespace, student: Config, weights: str) -> Iterator[dict[str, Any]]:
+    held = half_of_truth(args, 50, None)
+    for count in FEW:
+        labels = half_of_truth(args, 0, count)
+        for start, init in {"scratch": None, "the student": weights}.items():
+            method = f"{count} human labels, from {start}"
+            if args.methods not in method:
+                continue
+            values = {
+                "run.uri": args.runs / f"few-{student.seed}-{count}-{start.split()[-1]}",
+                "train.labels": labels,
+                "train.label_pngs": args.data / PANOPTIC_SET / "panoptic",
+                "train.label_images": args.data / PANOPTIC_SET / "images",
+                "train.init": init or "null",
+                "train.init_classes": "new",
+                "train.steps": FEW_STEPS,
+                "train.rate": 5e-4,
+                "predictions.enabled": "false",
+                "self_training.rounds": 0,
+            }
+            config = student_config(args, student.seed, values)
+            trained = run(config, stages={"train"}).stages["train"].folder
+            scores = unseen_scores(args, trained, held) | panoptic_scores(args, trained, held, "identity")
+            yield {"set": PANOPTIC_SET, "method": method, "seed": student.seed, **scores}
+
+
+def half_of_truth(args: argparse.Namespace, start: int, count: int | None) -> Path:
+    """A COCO panoptic JSON of some photos of the set, from number `start` on, with categories as a model lists them."""
+    whole = json.loads((args.data / PANOPTIC_SET / MASK_SETS[PANOPTIC_SET]).read_text())
+    ids = coco_categories(whole["categories"]).ids
+    chosen = sorted(whole["annotations"], key=lambda entry: entry["file_name"])[start:][:count]
+    for entry in chosen:
+        for segment in entry["segments_info"]:
+            segment["category_id"] = ids[segment["category_id"]]
+    images = {entry["image_id"] for entry in chosen}
+    part = {
+        "images": [image for image in whole["images"] if image["id"] in images],
+        "annotations": chosen,
+        "categories": sorted(({**c, "id": ids[c["id"]]} for c in whole["categories"]), key=lambda c: int(c["id"])),
+    }
+    path = Path(args.runs / "scores" / f"{PANOPTIC_SET}-from-{start}-{len(chosen)}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(part))
+    return path
+
+
+def student_config(args: argparse.Namespace, seed: int, more: Mapping[str, Any] | None = None) -> Config:
     photos = [f"/{LEARNT}/images/*", f"/{MORE}/*"]
     values = {
         "source.uri": args.data,
@@ -202,8 +263,12 @@ def student_config(args: argparse.Namespace, seed: int) -> Config:
         "backbone.weights": args.weights,
         "train.steps": STEPS,
         "predictions.enabled": "true",
-        "self_training": json.dumps({"rounds": 1, "steps": STEPS // 3, "rate": 3e-4, "thresholds": [0.5]}),
+        "self_training": json.dumps({"rounds": 1, "steps": STEPS // 6, "rate": 3e-4, "thresholds": [0.5]}),
         "seed": seed,
+        "workers.size": 2,
+        "workers.cpus": 1,
+        "workers.train_workers": 2,
+        **(more or {}),
     }
     return load_config(str(STUDENT_CONFIG), [f"{key}={value}" for key, value in values.items()])
 
@@ -213,10 +278,10 @@ def mask_scores(args: argparse.Namespace, run_folder: str, photos: str, stage: s
     return _chosen(evaluate_masks(run_folder, labels, stage=stage, output=folder))
 
 
-def unseen_scores(args: argparse.Namespace, weights: str) -> dict[str, float]:
-    """A model on the photos of the other set."""
-    predictor = load_predictor(weights, backbone_weights=str(args.weights))
-    truth = TrueMasks(str(args.data / PANOPTIC_SET / MASK_SETS[PANOPTIC_SET]))
+def unseen_scores(args: argparse.Namespace, weights: str, labels: Path) -> dict[str, float]:
+    """The masks of a model on photos of the other set, those of a COCO panoptic JSON."""
+    predictor = load_predictor(weights, max_side=STUDENT_SIDE, backbone_weights=str(args.weights))
+    truth = TrueMasks(str(labels), str(args.data / PANOPTIC_SET / "panoptic"))
     tally = MaskTally(clusters=None, has_stuff=False)
     for name in truth.names:
         photo = decode_image((args.data / PANOPTIC_SET / "images" / name).read_bytes(), DecodeLimits())
@@ -230,11 +295,37 @@ def unseen_scores(args: argparse.Namespace, weights: str) -> dict[str, float]:
     return _chosen(tally.result())
 
 
+def panoptic_scores(
+    args: argparse.Namespace, weights: str, labels: Path, mode: Literal["hungarian", "identity"]
+) -> dict[str, float | None]:
+    """The panoptic labels of a model on the same photos, written and read again."""
+    folder = args.runs / "scores" / "predictions" / Path(weights).name
+    photos = [str(args.data / PANOPTIC_SET / "images" / name) for name in TrueMasks(str(labels), "").names]
+    backbone = str(args.weights)
+    predict_photos(weights, photos, str(folder), max_side=STUDENT_SIDE, backbone_weights=backbone)
+    found = evaluate_run(
+        str(folder / PANOPTIC_JSON),
+        str(labels),
+        output=str(folder / "scores"),
+        truth_pngs=str(args.data / PANOPTIC_SET / "panoptic"),
+        mode=mode,
+        leftover="argmax" if mode == "hungarian" else "error",
+    )
+    other = {} if mode == "identity" else {"PQ, other half": found["other_half"]["PQ"]}
+    return {name: found["all_images"][name] for name in ("PQ", "PQ_things", "PQ_stuff")} | other
+
+
 def _chosen(result: dict[str, Any]) -> dict[str, float]:
     return {name: result["scores"]["all"][name] for name in ("AP", "AP50", "AR1", "AR10", "AR100")}
 
 
-PARTS = {"masks": score_masks, "stuff": score_stuff, "panoptic": score_panoptic, "student": score_student}
+PARTS = {
+    "masks": score_masks,
+    "stuff": score_stuff,
+    "panoptic": score_panoptic,
+    "student": score_student,
+    "few": score_few,
+}
 
 
 def print_table(entries: list[dict[str, Any]]) -> None:
@@ -282,7 +373,8 @@ def _key(entry: dict[str, Any]) -> tuple[str, str, str, int]:
 def _place(entry: dict[str, Any]) -> tuple[int, str, int, int]:
     """In the order of the tables of this file."""
     methods = [*MASKS, *STUFF, *PANOPTIC, *STUDENTS]
-    return list(PARTS).index(entry["part"]), entry["set"], methods.index(entry["method"]), entry["seed"]
+    place = methods.index(entry["method"]) if entry["method"] in methods else len(methods)
+    return list(PARTS).index(entry["part"]), entry["set"], place, entry["seed"]
 
 
 if __name__ == "__main__":
