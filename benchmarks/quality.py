@@ -204,6 +204,7 @@ def score_few(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The same network on a few human labels, from the student's weights and from scratch, on the other half."""
     for seed in args.seeds:
         student = student_config(args, seed)
+        run_up_to(student, "train")
         yield from few_scores(args, student, run(student, stages={"train"}).stages["train"].folder)
 
 
@@ -211,16 +212,14 @@ def few_scores(args: argparse.Namespace, student: Config, weights: str) -> Itera
     held = half_of_truth(args, 50, None)
     for count in FEW:
         labels = half_of_truth(args, 0, count)
-        for start, init in {"scratch": None, "the student": weights}.items():
-            method = f"{count} human labels, from {start}"
-            if args.methods not in method:
-                continue
+        starts = {f"{count} human labels, from scratch": "null", f"{count} human labels, from the student": weights}
+        for method, init in wanted(args, starts):
             values = {
-                "run.uri": args.runs / f"few-{student.seed}-{count}-{start.split()[-1]}",
+                "run.uri": args.runs / f"few-{student.seed}-{count}-{method.split()[-1]}",
                 "train.labels": labels,
                 "train.label_pngs": args.data / PANOPTIC_SET / "panoptic",
                 "train.label_images": args.data / PANOPTIC_SET / "images",
-                "train.init": init or "null",
+                "train.init": init,
                 "train.init_classes": "new",
                 "train.steps": FEW_STEPS,
                 "train.rate": 5e-4,

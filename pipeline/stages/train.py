@@ -65,6 +65,8 @@ class Train(FitStage):
         fit = {"seed": config.seed, "train": config.train.model_dump(exclude=left_out)}
         if config.train.network.backbone == "vit":
             fit["frozen"] = [facts.teacher, config.backbone.dtype]
+            if config.train.cache and config.train.flip:  # kept tokens are mirrored, in place of the photo
+                fit["mirrored"] = "tokens"
         if self.round:
             return {"self_training": config.self_training.model_dump(include={"steps", "rate"}), **fit}
         train = config.train

@@ -75,7 +75,8 @@ def fit_panoptic(
     process, else as many of Ray Train share each batch and are started again up to `max_failures` times; the weights
     are the same but for rounding (with copy-paste they are not: instances are pasted among a process's own images).
     `threads` read and augment images in each process. `tokens` is a folder in which those of a frozen transformer are
-    kept for every photo at every size, mirrored and not: without one they are computed at every step. `config` goes
+    kept for every photo at every size, and are mirrored and cut with it: without one the transformer sees the augmented
+    photo at every step. `config` goes
     into the checkpoint as it is. `on_log` gets the entries of the history; those of Ray's workers now and then, in a
     thread.
 
@@ -90,7 +91,9 @@ def fit_panoptic(
         raise ValueError(f"train.batch_size {batch} cannot be shared equally by {num_workers} workers")
     if tokens is not None and settings.copy_paste is not None:
         raise ValueError("tokens are kept of whole photos, and copy-paste makes new ones: leave out either")
-    identity = _identity(photos, settings)
+    if tokens is None and settings.crop:
+        raise ValueError(f"crop {settings.crop:g} enlarges parts of kept tokens: give the folder of tokens, or no crop")
+    identity = _identity(photos, settings, kept=tokens is not None)
     every = max(1, checkpoint_every), max(1, picture_every)
     job = TrainJob(photos, settings, out, identity, device, *every, max(1, threads), tokens)
     build_model(job)  # weights that do not fit are refused before the work
@@ -169,15 +172,18 @@ def _write_artifact(
         storage.remove(storage.join(job.out, name))
 
 
-def _identity(photos: TrainingPhotos, settings: TrainSettings) -> str:
-    """What a checkpoint must be of to go on from it."""
+def _identity(photos: TrainingPhotos, settings: TrainSettings, *, kept: bool) -> str:
+    """What a checkpoint must be of to go on from it. `kept`: tokens are, and so are mirrored in place of the photo."""
     settled = dataclasses.asdict(dataclasses.replace(settings, init=None, backbone=None, frozen=None))
     del settled["frozen"]  # said below
     for key, before in (("optimiser", "sgd"), ("schedule", "drops")):  # from when there was no other
         if settled["optimisation"][key] == before:
             del settled["optimisation"][key]
+    if not settled["crop"]:  # likewise
+        del settled["crop"]
     content = {
         "settings": settled,
+        **({"mirrored": "tokens"} if kept and settings.flip else {}),
         **({} if settings.frozen is None else {"frozen": settings.frozen.content()}),
         "init": settings.init and storage.sha256(identifying_file(settings.init)),
         "backbone": settings.backbone and storage.sha256(settings.backbone),

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from pipeline.operations.demo.scenes import write_scenes
 from pipeline.predict import load_predictor
 from pipeline.predict.frozen import FrozenBackbone
 from pipeline.train.coco_photos import CocoPhotos
-from pipeline.train.fit import fit_panoptic
+from pipeline.train.fit import _identity, fit_panoptic
 from pipeline.train.job import TrainJob, TrainSettings, build_model
 from pipeline.train.tokens import TokenCache
 from tests.tiny_panoptic import NETWORK, scene, stopped_at_step
@@ -208,6 +209,22 @@ def test_a_model_asks_for_its_transformer_by_checksum(unbroken: Path, tmp_path: 
     (tmp_path / "other.pth").write_bytes(b"another file")
     with pytest.raises(ConfigError, match=r"sha256:ab12, and .*other\.pth' has sha256:.*--backbone-weights of predict"):
         load_predictor(str(tmp_path), backbone_weights=str(tmp_path / "other.pth"))
+
+
+def test_a_checkpoint_of_before_there_were_parts_is_gone_on_from() -> None:
+    known = SimpleNamespace(num_things=2, num_stuff=3, identity="labels")
+    assert _identity(known, TrainSettings(Optimisation()), kept=False) == "6e49ebdb1518"  # type: ignore[arg-type]
+
+
+def test_mirrored_tokens_are_not_gone_on_with_as_mirrored_photos(photos: CocoPhotos) -> None:
+    assert _identity(photos, SETTINGS, kept=True) == _identity(photos, SETTINGS, kept=False)  # never mirrored
+    mirrored = replace(SETTINGS, flip=0.5)
+    assert _identity(photos, mirrored, kept=True) != _identity(photos, mirrored, kept=False)
+
+
+def test_parts_need_kept_tokens(photos: CocoPhotos, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"crop 0\.5 enlarges parts of kept tokens: give the folder of tokens"):
+        fit_panoptic(photos, str(tmp_path), replace(SETTINGS, crop=0.5))
 
 
 def test_kept_tokens_and_copy_paste_exclude_each_other(photos: CocoPhotos, tmp_path: Path) -> None:

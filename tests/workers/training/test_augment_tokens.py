@@ -74,10 +74,9 @@ def test_a_part_and_its_tokens_show_the_same_place() -> None:
 
 def test_what_is_too_small_to_be_cut_stays_whole_and_nothing_happens_at_probability_0() -> None:
     sample, tokens = square(64, 96)
-    small, few = sample, tokens
     for stride, probability in ((STRIDE, 0.0), (24, 1.0)):
         same, others = augment_tokens(
-            small, few, np.random.default_rng(1), stride=stride, flip_probability=0, crop_probability=probability
+            sample, tokens, np.random.default_rng(1), stride=stride, flip_probability=0, crop_probability=probability
         )
         assert same is sample
         assert others is tokens
