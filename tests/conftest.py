@@ -72,7 +72,9 @@ def ray_session() -> Iterator[None]:
             patch.setenv(name, value)
         import ray
 
-        ray.init("local", num_cpus=4, object_store_memory=150 * 2**20, include_dashboard=False, log_to_driver=False)
+        from pipeline.engine.cluster import start_ray
+
+        start_ray(num_cpus=4)
         yield
         ray.shutdown()
 

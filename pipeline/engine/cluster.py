@@ -35,6 +35,8 @@ SOCKET = (
     "/ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store"  # in the temporary folder, at its longest
 )
 SHORT_FOLDER = "/tmp/ray"
+STARTS = 3  # of a local Ray that does not come up in time
+SLOW_START = "timed out during startup"  # in what Ray raises then, a plain Exception
 
 
 @contextmanager
@@ -251,21 +253,44 @@ def _start_local(workers: WorkersConfig) -> None:
     for name, value in ONE_HEAP.items():
         os.environ.setdefault(name, value)  # Ray's processes have the environment of this one
     try:
-        ray.init(
-            address="local",  # never a cluster that happens to run on this machine: --address names that one
-            num_cpus=max(os.cpu_count() or 1, math.ceil(max(workers.size.min, workers.train_workers) * workers.cpus))
-            + 2,
-            object_store_memory=RECEIPT_STORE_BYTES,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            _temp_dir=folder,
+        start_ray(
+            max(os.cpu_count() or 1, math.ceil(max(workers.size.min, workers.train_workers) * workers.cpus)) + 2, folder
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"cannot start Ray on this machine, in {folder or _temporary_folder()}: {error}; set RAY_TMPDIR to a "
             f"folder that you may write to, with a path of at most {SOCKET_PATH - len(SOCKET)} bytes"
         ) from error
+
+
+def start_ray(num_cpus: int, folder: str | None = None) -> None:
+    """A Ray instance in this machine, with its session in `folder`. Ray gives it half a minute to come up, which a busy
+    machine may not; such a start is repeated, then a ConfigError. Other failures are Ray's own."""
+    for left in reversed(range(STARTS)):
+        there = psutil.Process().children()
+        try:
+            ray.init(
+                address="local",  # never a cluster that happens to run on this machine: --address names that one
+                num_cpus=num_cpus,
+                object_store_memory=RECEIPT_STORE_BYTES,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _temp_dir=folder,
+            )
+            return
+        except Exception as error:
+            if SLOW_START not in str(error):
+                raise
+            for process in set(psutil.Process().children()) - set(there):  # Ray leaves what it has started as it is
+                if process.name() in ("gcs_server", "raylet"):  # the others end without these
+                    process.kill()
+            if not left:
+                raise ConfigError(
+                    f"Ray did not come up on this machine, {STARTS} times in half a minute each; let other work on it "
+                    f"end first, or read what Ray says in {folder or _temporary_folder()}/ray/session_latest/logs"
+                ) from error
+            say("Ray did not come up in half a minute, is the machine busy? starting it again")
 
 
 def _session_folder() -> str | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -208,6 +210,46 @@ def test_ray_that_cannot_start_says_where_and_what_to_do(monkeypatch: pytest.Mon
     )
     with pytest.raises(ConfigError, match=message), connect(config(size=1, memory_gb=0.1).workers, None):
         pass
+
+
+@pytest.mark.parametrize("slow", [1, 3])
+def test_a_ray_that_comes_up_too_slowly_is_started_again(
+    slow: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was started of it is stopped, and nothing else."""
+    for name in ("raylet", "other"):
+        shutil.copy("/bin/sleep", tmp_path / name)
+    started: list[psutil.Popen] = []
+    others: list[psutil.Popen] = []
+
+    def init(**_: object) -> None:
+        started.append(psutil.Popen([str(tmp_path / "raylet"), "60"]))
+        others.append(psutil.Popen([str(tmp_path / "other"), "60"]))
+        if len(started) <= slow:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", init)
+    try:
+        if slow < 3:
+            cluster.start_ray(2)
+            assert started.pop().is_running()
+        else:
+            with pytest.raises(ConfigError, match="did not come up on this machine, 3 times"):
+                cluster.start_ray(2)
+        assert len(started) == slow
+        assert all(process.wait(10) == -9 for process in started)
+        assert capsys.readouterr().err.count("starting it again") == min(slow, 2)
+        assert all(process.is_running() for process in others)
+    finally:
+        for process in psutil.Process().children():
+            if process.name() in ("raylet", "other"):
+                process.kill()
+
+
+def test_another_failure_of_ray_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: (_ for _ in ()).throw(RuntimeError("no")))
+    with pytest.raises(RuntimeError, match="no"):
+        cluster.start_ray(2)
 
 
 def test_the_temporary_folder_is_the_one_that_ray_takes(monkeypatch: pytest.MonkeyPatch) -> None:
