@@ -20,11 +20,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.superpixels import RegionGraph, patch_weights, raster_size, region_graph, superpixels, to_lab
 from workers.merge_tree import Tree, merge_tree
-from workers.superpixels import RegionGraph, lab_raster, patch_weights, region_graph, superpixels
 
 RING = 2  # superpixels around a mask that it is compared with
 COVERED = 0.9  # share of a mask that another must hold to be its parent
@@ -84,7 +85,7 @@ def find_tree_masks(
     """
     if not all(bool(torch.isfinite(features).all()) for features in (*trees, tokens_NC)):
         raise ValueError("features hold NaN or infinite values")
-    lab_3HW = lab_raster(photo_hw3, params.raster_side, params.cell).to(tokens_NC.device)
+    lab_3HW = _lab_raster(photo_hw3, params.raster_side, params.cell).to(tokens_NC.device)
     labels_HW = superpixels(lab_3HW, params.cell)
     graph = region_graph(labels_HW, lab_3HW)
     weights_SN = patch_weights(labels_HW, len(graph.size), grid)
@@ -103,6 +104,13 @@ def draw(masks: TreeMasks, height: int, width: int) -> Iterator[np.ndarray]:
     for members in masks.members.split(at_a_time):
         coarse = members[:, masks.labels].float()[:, None]
         yield from (F.interpolate(coarse, size=(height, width), mode="bilinear")[:, 0] > 0.5).cpu().numpy()
+
+
+def _lab_raster(photo_hw3: np.ndarray, side: int, cell: int) -> Tensor:
+    """(h, w, 3) uint8 RGB -> (3, H, W) float32 CIE Lab of the raster."""
+    rows, columns = raster_size(photo_hw3.shape[0], photo_hw3.shape[1], side, cell)
+    small = Image.fromarray(photo_hw3).resize((columns, rows), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return to_lab(torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255)
 
 
 def _candidates(

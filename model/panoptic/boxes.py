@@ -52,6 +52,11 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
 
 
+def scale_boxes(boxes: Tensor, size: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Boxes in an image of `size` as they lie in it resized to `new`."""
+    return boxes * boxes.new_tensor([new[1] / size[1], new[0] / size[0]] * 2)
+
+
 def is_usable(boxes: Tensor) -> Tensor:
     """(n,) bool: finite, and neither side is empty."""
     return (boxes[:, 2:] > boxes[:, :2]).all(1) & boxes.isfinite().all(1)

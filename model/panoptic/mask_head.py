@@ -86,15 +86,31 @@ def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int], *, max_pixe
     Args:
         probs: (n, s, s) float in [0, 1]; boxes: (n, 4) in pixels of the (H, W) image, not empty, may leave it.
     """
-    height, width = size
-    masks = torch.zeros(len(probs), height, width, dtype=torch.bool, device=probs.device)
+    masks = torch.zeros(len(probs), *size, dtype=torch.bool, device=probs.device)
+    for place, values in _pasted(probs, boxes, size, max_pixels):
+        masks[place] = values >= 0.5
+    return masks
+
+
+@torch.no_grad()
+def paste_probs(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """(n, H, W) float32: the probabilities that `paste_masks` compares with 0.5, and 0 one pixel beyond the box."""
+    maps = torch.zeros(len(probs), *size, device=probs.device)
+    for place, values in _pasted(probs, boxes, size, max_pixels=2**25):
+        maps[place] = values
+    return maps
+
+
+def _pasted(
+    probs: Tensor, boxes: Tensor, size: tuple[int, int], max_pixels: int
+) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
+    """Places in (n, H, W) maps, and the probabilities there."""
     with torch.autocast(probs.device.type, enabled=False):
         for part, rows, columns in _windows(boxes, size, max_pixels):
             across = _bilinear_weights(boxes[part, 0], boxes[part, 2], probs.shape[2], columns)
             down = _bilinear_weights(boxes[part, 1], boxes[part, 3], probs.shape[1], rows)
             values = down @ probs[part].float() @ across.transpose(1, 2)
-            masks[part, rows.start : rows.stop, columns.start : columns.stop] = values >= 0.5
-    return masks
+            yield (part, slice(rows.start, rows.stop), slice(columns.start, columns.stop)), values
 
 
 def _windows(boxes: Tensor, size: tuple[int, int], max_pixels: int) -> Iterator[tuple[slice, range, range]]:

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.backbone.base import Backbone
-from model.panoptic.boxes import clip_boxes, is_usable
+from model.panoptic.boxes import clip_boxes, is_usable, scale_boxes
 from model.panoptic.combine import CombineSettings, PanopticMap, combine_panoptic
 from model.panoptic.detections import Detections
 from model.panoptic.fpn import FPN
 from model.panoptic.frozen import FrozenPatches, stack_maps
 from model.panoptic.mask_head import mask_certainty, paste_masks
+from model.panoptic.outlines import outlined_masks
 from model.panoptic.resize import DIVISOR, padded_size, test_size
 from model.panoptic.resnet import ResNet
 from model.panoptic.roi_heads import CascadeRoIHeads
@@ -101,6 +102,7 @@ class NetworkSettings:
     nms_threshold: float = 0.5  # IoU with a better detection above which one is left out
     soft_nms: bool = False  # below it, a score falls by the IoU with the best of the better ones
     mask_scores: bool = False  # a score is times the mean probability of the mask's pixels
+    photo_outlines: bool = False  # masks, whose cells are of patches, get the outlines of the photo
     detections_per_image: int = 100
     class_agnostic: bool = False  # one detection a box, of its likeliest class, scored as an object of any
     class_agnostic_masks: bool = False  # a box has one mask, whatever its class
@@ -186,6 +188,9 @@ class PanopticCascadeRCNN(nn.Module):
         chosen = NetworkSettings(**settings)
         self.num_things, self.num_stuff, self.semantic_weight = num_things, num_stuff, chosen.semantic_weight
         self.mask_scores = chosen.mask_scores
+        if chosen.photo_outlines and frozen is None:
+            raise ValueError("photo_outlines are of masks behind a vit: leave it out with another backbone")
+        self.photo_outlines = chosen.photo_outlines
         self.combine = CombineSettings(chosen.combine_overlap, chosen.combine_stuff_area, chosen.combine_confidence)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
@@ -251,14 +256,19 @@ class PanopticCascadeRCNN(nn.Module):
         if self.training:
             raise RuntimeError("predict needs the statistics of training, not of a batch: call model.eval() first")
         sizes = image_sizes(images)
-        features = self.features(images)
+        images = [image.to(self.pixel_mean.device) for image in images]
+        tokens = None if self.frozen is None else self.frozen(images)
+        features = self.features(images, tokens=tokens)
         logits = self.sem_seg_head(features)
         proposals, _ = self.proposal_generator(features, sizes)
         pooled_from = for_boxes(features)
         detections = self.roi_heads.detect(pooled_from, sizes, [image.boxes for image in proposals])
         masks = self._mask_probs(pooled_from, detections)
         outputs = sizes if output_sizes is None else output_sizes
-        return [self._finish(*image) for image in zip(detections, masks, logits, sizes, outputs, strict=True)]
+        return [
+            self._finish(*image, None if tokens is None else tokens[place])
+            for place, image in enumerate(zip(detections, masks, logits, images, outputs, strict=True))
+        ]
 
     def features(
         self,
@@ -299,22 +309,32 @@ class PanopticCascadeRCNN(nn.Module):
         return list(self.roi_heads.mask_logits(features, boxes, classes).sigmoid().split([len(b) for b in boxes]))
 
     def _finish(
-        self, found: Detections, mask_probs: Tensor, logits: Tensor, size: tuple[int, int], output: tuple[int, int]
+        self,
+        found: Detections,
+        mask_probs: Tensor,
+        logits: Tensor,
+        image: Tensor,
+        output: tuple[int, int],
+        tokens: Tensor | None,
     ) -> Prediction:
         """Bring the results of one image to its output size."""
         if self.mask_scores:
             scores, order = (found.scores * mask_certainty(mask_probs)).sort(descending=True, stable=True)
             found = Detections(*(values[order] for values in found))._replace(scores=scores)
             mask_probs = mask_probs[order]
-        (height, width), (out_height, out_width) = size, output
-        scale = found.boxes.new_tensor([out_width / width, out_height / height] * 2)
-        boxes = clip_boxes(found.boxes * scale, output)
+        size = (image.shape[1], image.shape[2])
+        boxes = clip_boxes(scale_boxes(found.boxes, size, output), output)
         kept = is_usable(boxes)
+        if self.frozen is not None and tokens is not None and self.photo_outlines:
+            seen = found.boxes[kept], image, tokens
+            masks = outlined_masks(mask_probs[kept], *seen, stride=self.frozen.stride, output=output)
+        else:
+            masks = paste_masks(mask_probs[kept], boxes[kept], output)
         return Prediction(
             boxes[kept],
             found.scores[kept],
             found.classes[kept],
-            paste_masks(mask_probs[kept], boxes[kept], output),
+            masks,
             semantic_argmax(logits, size, output, stride=self.sem_seg_head.stride),
             self.num_things,
             self.combine,

@@ -36,6 +36,7 @@ LATER_OF_NETWORK = (
     "nms_threshold",
     "soft_nms",
     "mask_scores",
+    "photo_outlines",
 )
 
 

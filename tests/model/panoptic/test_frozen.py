@@ -151,6 +151,34 @@ def test_a_box_has_one_mask_whatever_its_class_and_a_score_that_knows_how_sure_i
     assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
 
 
+def test_masks_get_the_outlines_of_the_photo_when_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each from its own image and tokens, in that image's pixels, at the size of the output; nothing else changes."""
+    model, outlined = tiny_vit(score_threshold=0.0), tiny_vit(score_threshold=0.0, photo_outlines=True)
+    outlined.load_state_dict(model.state_dict())
+    images, sizes = [photo(64, 96), photo(40, 96, 1)], [(128, 192), (40, 96)]
+    told: list[tuple[Tensor, ...]] = []
+
+    def outlined_masks(
+        probs: Tensor, boxes: Tensor, image: Tensor, tokens: Tensor, *, stride: int, output: tuple[int, int]
+    ) -> Tensor:
+        told.append((boxes, image, tokens))
+        assert stride == outlined.frozen.stride and probs.shape[1:] == (28, 28)  # type: ignore[union-attr]
+        return torch.ones(len(boxes), *output, dtype=torch.bool)
+
+    monkeypatch.setattr("model.panoptic.network.outlined_masks", outlined_masks)
+    plain, fine = (each.predict(images, output_sizes=sizes) for each in (model, outlined))
+    assert len(told) == 2 and len(plain[0].scores)
+    frames = [model.frozen([image])[0] for image in images]  # type: ignore[misc]
+    for before, after, image, frame, scale, seen in zip(plain, fine, images, frames, (2, 1), told, strict=True):
+        assert torch.equal(before.boxes, after.boxes) and torch.equal(before.scores, after.scores)
+        torch.testing.assert_close(seen[0] * scale, before.boxes)
+        assert torch.equal(seen[1], image)
+        torch.testing.assert_close(seen[2], frame)
+        assert after.masks.all() and after.masks.shape == before.masks.shape
+    with pytest.raises(ValueError, match="photo_outlines are of masks behind a vit"):
+        PanopticCascadeRCNN(2, 1, photo_outlines=True)
+
+
 def test_how_sure_a_mask_is_is_the_mean_of_what_is_inside() -> None:
     probs = torch.tensor([[[0.9, 0.7], [0.1, 0.4]], [[0.1, 0.2], [0.3, 0.4]]])
     torch.testing.assert_close(mask_certainty(probs), torch.tensor([0.8, 0.0]))

@@ -65,6 +65,11 @@ def test_copies_weigh_as_one_where_a_cosine_is_given(tmp_path: Path) -> None:
         ("source: {uri: a}\nrun: {uri: x}", ["train.network.patch_stride=14"], r"patch_stride: .*8 or 16"),
         ("source: {uri: a}\nrun: {uri: x}", ["train.network.finest_stride=8"], r"of a vit, and backbone is resnet50"),
         (
+            "source: {uri: a}\nrun: {uri: x}",
+            ["train.network.photo_outlines=true"],
+            r"backbone is resnet50: leave it out",
+        ),
+        (
             "source: {uri: a}\nrun: {uri: x}\ntrain: {network: {backbone: vit}}",
             ["train.network.finest_stride=8"],
             r"anchor_sizes needs 4 sizes for finest_stride 8, got \(32",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from workers.superpixels import lab_raster, patch_weights, region_graph, superpixels
+from model.superpixels import patch_weights, raster_size, region_graph, superpixels, to_lab
 
 
 def halves(height: int = 60, width: int = 90) -> np.ndarray:
@@ -17,6 +17,15 @@ def halves(height: int = 60, width: int = 90) -> np.ndarray:
     photo = np.zeros((height, width, 3), np.uint8)
     photo[:, :40, 0], photo[:, 40:, 2] = 200, 200
     return photo
+
+
+def lab_raster(photo_hw3: np.ndarray, side: int, cell: int) -> torch.Tensor:
+    """The photo's raster by its nearest pixels, in Lab."""
+    rows, columns = (
+        np.arange(n) * old // n
+        for n, old in zip(raster_size(*photo_hw3.shape[:2], side, cell), photo_hw3.shape[:2], strict=True)
+    )
+    return to_lab(torch.from_numpy(photo_hw3[rows][:, columns]).permute(2, 0, 1).float() / 255)
 
 
 def test_lab_of_known_colours() -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy import ndimage
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -35,13 +34,19 @@ class RegionGraph:
     step: Tensor  # (E,) mean distance of Lab colour across it
 
 
-def lab_raster(photo_hw3: np.ndarray, side: int, cell: int) -> Tensor:
-    """(h, w, 3) uint8 RGB -> (3, H, W) float32 CIE Lab; H and W are multiples of `cell`, the longer about `side`."""
-    height, width = photo_hw3.shape[:2]
+def raster_size(height: int, width: int, side: int, cell: int) -> tuple[int, int]:
+    """Rows and columns of the raster of a photo: multiples of `cell`, two at least, the longer side about `side`."""
     scale = side / max(height, width)
-    rows, columns = (max(2, round(size * scale / cell)) * cell for size in (height, width))
-    small = Image.fromarray(photo_hw3).resize((columns, rows), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return _to_lab(torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255)
+    return max(2, round(height * scale / cell)) * cell, max(2, round(width * scale / cell)) * cell
+
+
+def to_lab(rgb_3HW: Tensor) -> Tensor:
+    """(3, H, W) float32 sRGB in [0, 1] -> CIE Lab under D65."""
+    linear = torch.where(rgb_3HW > 0.04045, ((rgb_3HW + 0.055) / 1.055) ** 2.4, rgb_3HW / 12.92)
+    matrix = linear.new_tensor(RGB_TO_XYZ)
+    xyz = (matrix / matrix.sum(1, keepdim=True)) @ linear.flatten(1)
+    f = torch.where(xyz > 0.008856, xyz.clamp_min(1e-8) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    return torch.stack([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])]).view_as(rgb_3HW)
 
 
 def superpixels(lab_3HW: Tensor, cell: int, *, compactness: float = 10.0, iterations: int = 5) -> Tensor:
@@ -93,15 +98,6 @@ def patch_weights(labels_HW: Tensor, count: int, grid: tuple[int, int]) -> Tenso
             weights.index_add_(0, target.flatten(), (row_weight[:, None] * column_weight[None]).flatten())
     weights = weights.view(count, h * w)
     return weights / weights.sum(1, keepdim=True)
-
-
-def _to_lab(rgb_3HW: Tensor) -> Tensor:
-    """sRGB in [0, 1] -> CIE Lab under D65."""
-    linear = torch.where(rgb_3HW > 0.04045, ((rgb_3HW + 0.055) / 1.055) ** 2.4, rgb_3HW / 12.92)
-    matrix = linear.new_tensor(RGB_TO_XYZ)
-    xyz = (matrix / matrix.sum(1, keepdim=True)) @ linear.flatten(1)
-    f = torch.where(xyz > 0.008856, xyz.clamp_min(1e-8) ** (1 / 3), 7.787 * xyz + 16 / 116)
-    return torch.stack([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])]).view_as(rgb_3HW)
 
 
 def _places(raster_3HW: Tensor, weight: float) -> Tensor:

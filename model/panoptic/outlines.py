@@ -1,0 +1,139 @@
+"""The photo's own outlines for masks of a network that sees patches alone.
+
+Masks of 28 x 28 cells from the tokens of a transformer are coarse: a patch does not say where in it an object ends.
+Here a mask becomes one of superpixels, whose outlines are the photo's edges, and these hear of each other as pixels do
+in a dense CRF (arXiv 1210.5644): mean field, with a kernel of place, colour and token. There are about a thousand of
+them, so that all pairs are one matrix, and the messages of a hundred masks one product with it.
+
+Shapes: n masks; h x w pixels of the image that the network saw; R x C of the raster; S superpixels; D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.panoptic.boxes import scale_boxes
+from model.panoptic.mask_head import paste_masks, paste_probs
+from model.superpixels import raster_size, superpixels, to_lab
+
+AT_A_TIME = 10_000_000  # pixels of masks that are enlarged at once
+
+
+@dataclass(frozen=True, slots=True)
+class OutlineParams:
+    """Measured on student networks and real photos: docs/student.md."""
+
+    raster_side: int = 320  # pixels of the raster's longer side
+    cell: int = 8  # pixels of the raster between the seeds of superpixels
+    place: float = 30.0  # standard deviation of the kernel, pixels of the raster
+    colour: float = 10.0  # likewise, of Lab
+    token: float = 0.2  # 1 - cosine of tokens less their mean at which the kernel has fallen to 1/e
+    own: float = 3.0  # log odds of a superpixel that lies wholly inside the coarse mask
+    others: float = 4.0  # those when all that it hears of is inside
+    iterations: int = 5
+    least_iou: float = 0.3  # of coarse and fine mask, below which the coarse one stays
+
+
+@torch.no_grad()
+def outlined_masks(
+    probs: Tensor,
+    boxes: Tensor,
+    image: Tensor,
+    tokens: Tensor,
+    *,
+    stride: int,
+    output: tuple[int, int],
+    params: OutlineParams = OutlineParams(),
+) -> Tensor:
+    """(n, H, W) bool, the masks with the outlines of the image, at the size `output`.
+
+    Args:
+        probs: (n, s, s) float in [0, 1], of the cells of each box; boxes: (n, 4) float32, pixels of the image.
+        image: (3, h, w) RGB in 0..255. tokens: (D, >= h / stride, >= w / stride), each of `stride` pixels of it.
+        output: (height, width), of the image or of the photo that it was resized from.
+    """
+    size = (image.shape[1], image.shape[2])
+    coarse = scale_boxes(boxes, size, output)
+    if not len(probs):
+        return paste_masks(probs, coarse, output)
+    lab = _lab_raster(image, params)
+    labels = superpixels(lab, params.cell)
+    raster = (labels.shape[0], labels.shape[1])
+    inside = paste_probs(probs, scale_boxes(boxes, size, raster), raster)
+    with torch.autocast(probs.device.type, enabled=False):
+        regions = _Regions(labels)
+        own = params.own * (2 * regions.mean(inside.flatten(1).t()) - 1)
+        kernel = _kernel(regions, lab, tokens.float(), stride * raster[0] / size[0], params)
+        odds = own
+        for _ in range(params.iterations):
+            odds = own + params.others * (kernel @ torch.tanh(odds / 2))
+    fine = torch.cat([*_enlarged(odds.t(), labels, output)])
+    kept = _iou(odds.t()[:, labels] > 0, inside >= 0.5) > params.least_iou
+    fine[~kept] = paste_masks(probs[~kept], coarse[~kept], output)
+    return fine
+
+
+class _Regions:
+    """Superpixels (R, C) as groups of pixels."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.shape = labels.shape
+        self._labels = labels.flatten()
+        self.size = torch.bincount(self._labels).float()
+
+    def mean(self, values_PN: Tensor) -> Tensor:
+        """(R*C, N) -> (S, N)."""
+        sums = values_PN.new_zeros(len(self.size), values_PN.shape[1]).index_add_(0, self._labels, values_PN)
+        return sums / self.size[:, None]
+
+    def places(self) -> Tensor:
+        """(S, 2) row and column of the centres, pixels of the raster from its upper left corner."""
+        lines = (torch.arange(side, device=self._labels.device) + 0.5 for side in self.shape)
+        return self.mean(torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).flatten(0, 1))
+
+
+def _kernel(regions: _Regions, lab: Tensor, tokens: Tensor, patch: float, params: OutlineParams) -> Tensor:
+    """(S, S), rows of sum 1: how much each superpixel hears of each other. `patch`: pixels of the raster a token."""
+    places = regions.places()
+    colours = regions.mean(lab.flatten(1).t())
+    seen = _sampled(tokens, places / patch)
+    seen = F.normalize(seen - (regions.size @ seen) / regions.size.sum(), dim=1)
+    away = (
+        torch.cdist(places, places).square_() / (2 * params.place**2)
+        + torch.cdist(colours, colours).square_() / (2 * params.colour**2)
+        + (1 - seen @ seen.t()) / params.token
+    )
+    kernel = (-away).exp_() * regions.size
+    kernel.fill_diagonal_(0)
+    return kernel / kernel.sum(1, keepdim=True).clamp(min=1e-6)
+
+
+def _sampled(tokens: Tensor, places: Tensor) -> Tensor:
+    """(D, rows, columns) at (S, 2) places, in patches from the upper left corner -> (S, D), bilinear."""
+    sides = places.new_tensor([tokens.shape[2], tokens.shape[1]])
+    grid = places.flip(1) / sides * 2 - 1
+    found = F.grid_sample(tokens[None], grid[None, None], padding_mode="border", align_corners=False)
+    return found[0, :, 0].t()
+
+
+def _lab_raster(image: Tensor, params: OutlineParams) -> Tensor:
+    """(3, h, w) -> (3, R, C) Lab."""
+    size = raster_size(image.shape[1], image.shape[2], params.raster_side, params.cell)
+    return to_lab(F.interpolate(image[None].float() / 255, size, mode="bilinear", antialias=True)[0].clamp(0, 1))
+
+
+def _enlarged(odds: Tensor, labels: Tensor, output: tuple[int, int]) -> Iterator[Tensor]:
+    """(n, S) log odds -> (some, H, W) bool, part by part, with smooth outlines."""
+    for part in odds.split(max(1, AT_A_TIME // (output[0] * output[1]))):
+        yield F.interpolate(part[:, None, labels], output, mode="bilinear")[:, 0] > 0
+
+
+def _iou(first: Tensor, second: Tensor) -> Tensor:
+    """(n,) IoU of (n, R, C) masks, 0 where both are empty."""
+    common, either = ((each.flatten(1).sum(1)) for each in (first & second, first | second))
+    return common / either.clamp(min=1)

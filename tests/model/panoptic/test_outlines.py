@@ -1,0 +1,103 @@
+"""Coarse masks of boxes get the outlines of the photo, where these are near and the tokens agree."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.panoptic.mask_head import paste_masks, paste_probs
+from model.panoptic.outlines import OutlineParams, outlined_masks
+
+STRIDE = 8
+
+
+def scene(height: int = 96, width: int = 128) -> tuple[Tensor, Tensor]:
+    """A photo with a red square on blue, rows 20 to 67 and columns 37 to 90, and tokens that tell the two apart."""
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    image[2] = 150
+    image[:, 20:67, 37:90] = torch.tensor([200, 30, 30], dtype=torch.uint8)[:, None, None]
+    rows, columns = height // STRIDE, width // STRIDE
+    tokens = torch.zeros(4, rows, columns)
+    tokens[0] = 1
+    tokens[:2, 2:8, 5:11] = torch.tensor([0.0, 1.0])[:, None, None]
+    return image, tokens
+
+
+def blob() -> Tensor:
+    """(1, 28, 28): sure in the middle, falling to the sides, as a mask of a box that is too large."""
+    line = (1 - (torch.arange(28) - 13.5).abs() / 14).clamp(min=0)
+    return (2 * torch.minimum(line[:, None], line[None]))[None].clamp(max=0.95)
+
+
+def iou(first: Tensor, second: Tensor) -> float:
+    return float((first & second).sum() / (first | second).sum())
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_a_mask_takes_the_outline_of_what_it_roughly_covers(scale: int) -> None:
+    image, tokens = scene()
+    boxes = torch.tensor([[25.0, 10.0, 98.0, 80.0]])
+    output = (96 * scale, 128 * scale)
+    truth = torch.zeros(*output, dtype=torch.bool)
+    truth[20 * scale : 67 * scale, 37 * scale : 90 * scale] = True
+    coarse = paste_masks(blob(), boxes * scale, output)
+    fine = outlined_masks(blob(), boxes, image, tokens, stride=STRIDE, output=output)
+    assert fine.shape == (1, *output) and fine.dtype == torch.bool
+    assert iou(coarse[0], truth) < 0.85 < 0.98 < iou(fine[0], truth)
+
+
+def test_tokens_keep_apart_what_has_one_colour() -> None:
+    """The right part of the square is another thing by its tokens: a mask that reaches into it draws back."""
+    image, tokens = scene()
+    halves = tokens.clone()
+    halves[:, 2:8, 8:11] = torch.tensor([0.0, 0.0, 1.0, 0.0])[:, None, None]
+    boxes = torch.tensor([[28.0, 14.0, 78.0, 74.0]])
+    one, two = (
+        outlined_masks(blob(), boxes, image, seen, stride=STRIDE, output=(96, 128))[0] for seen in (tokens, halves)
+    )
+    assert one[30:60, 64:90].float().mean() > 0.3 > 0.15 > two[30:60, 64:90].float().mean()
+    assert two[30:60, 40:62].all()
+
+
+def test_a_mask_that_would_vanish_stays_as_it_was() -> None:
+    output = (96, 128)
+    image, tokens = scene()
+    boxes, unsure = torch.tensor([[44.0, 28.0, 56.0, 40.0]]), torch.full((1, 28, 28), 0.55)
+    coarse = paste_masks(unsure, boxes, output)
+    assert coarse.sum() > 100
+    assert torch.equal(outlined_masks(unsure, boxes, image, tokens, stride=STRIDE, output=output), coarse)
+    assert not outlined_masks(
+        unsure, boxes, image, tokens, stride=STRIDE, output=output, params=OutlineParams(least_iou=-1.0)
+    ).any()
+
+
+def test_masks_do_not_depend_on_each_other() -> None:
+    image, tokens = scene()
+    boxes = torch.tensor([[25.0, 10.0, 98.0, 80.0], [0.0, 0.0, 40.0, 96.0], [90.0, 50.0, 128.0, 96.0]])
+    probs = torch.cat([blob(), blob().square(), blob()])
+    output = (50, 200)
+    together = outlined_masks(probs, boxes, image, tokens, stride=STRIDE, output=output)
+    for place in range(3):
+        alone = outlined_masks(probs[place, None], boxes[place, None], image, tokens, stride=STRIDE, output=output)
+        assert torch.equal(together[place], alone[0])
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 200), (200, 3)])
+def test_single_pixels_strips_and_no_masks(height: int, width: int) -> None:
+    image = torch.full((3, height, width), 90, dtype=torch.uint8)
+    tokens = torch.zeros(4, -(-height // 32) * 4, -(-width // 32) * 4)
+    boxes = torch.tensor([[0.0, 0.0, float(width), float(height)]])
+    output = (7, 9)
+    assert outlined_masks(torch.ones(1, 28, 28), boxes, image, tokens, stride=STRIDE, output=output).shape == (1, 7, 9)
+    assert outlined_masks(torch.ones(0, 28, 28), boxes[:0], image, tokens, stride=STRIDE, output=output).shape == (
+        0,
+        7,
+        9,
+    )
+
+
+def test_pasted_probabilities_are_those_that_masks_are_of() -> None:
+    probs = torch.rand(5, 28, 28, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[3.0, 4.0, 50.0, 30.0]]).repeat(5, 1) + torch.arange(5)[:, None]
+    assert torch.equal(paste_probs(probs, boxes, (40, 60)) >= 0.5, paste_masks(probs, boxes, (40, 60)))
