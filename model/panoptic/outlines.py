@@ -57,6 +57,19 @@ def outlined_masks(
         image: (3, h, w) RGB in 0..255. tokens: (D, >= h / stride, >= w / stride), each of `stride` pixels of it.
         output: (height, width), of the image or of the photo that it was resized from.
     """
+    with torch.autocast(probs.device.type, enabled=False):  # numbers of superpixels do not fit bfloat16
+        return _outlined(probs, boxes, image, tokens.float(), stride, output, params)
+
+
+def _outlined(
+    probs: Tensor,
+    boxes: Tensor,
+    image: Tensor,
+    tokens: Tensor,
+    stride: int,
+    output: tuple[int, int],
+    params: OutlineParams,
+) -> Tensor:
     size = (image.shape[1], image.shape[2])
     coarse = scale_boxes(boxes, size, output)
     if not len(probs):
@@ -65,13 +78,12 @@ def outlined_masks(
     labels = superpixels(lab, params.cell)
     raster = (labels.shape[0], labels.shape[1])
     inside = paste_probs(probs, scale_boxes(boxes, size, raster), raster)
-    with torch.autocast(probs.device.type, enabled=False):
-        regions = _Regions(labels)
-        own = params.own * (2 * regions.mean(inside.flatten(1).t()) - 1)
-        kernel = _kernel(regions, lab, tokens.float(), stride * raster[0] / size[0], params)
-        odds = own
-        for _ in range(params.iterations):
-            odds = own + params.others * (kernel @ torch.tanh(odds / 2))
+    regions = _Regions(labels)
+    own = params.own * (2 * regions.mean(inside.flatten(1).t()) - 1)
+    kernel = _kernel(regions, lab, tokens, stride * raster[0] / size[0], params)
+    odds = own
+    for _ in range(params.iterations):
+        odds = own + params.others * (kernel @ torch.tanh(odds / 2))
     fine = torch.cat([*_enlarged(odds.t(), labels, output)])
     kept = _iou(odds.t()[:, labels] > 0, inside >= 0.5) > params.least_iou
     fine[~kept] = paste_masks(probs[~kept], coarse[~kept], output)

@@ -83,6 +83,17 @@ def test_masks_do_not_depend_on_each_other() -> None:
         assert torch.equal(together[place], alone[0])
 
 
+def test_half_precision_around_it_changes_nothing() -> None:
+    """A photo of more superpixels than bfloat16 has whole numbers."""
+    image = torch.randint(0, 255, (3, 240, 320), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tokens = torch.rand(4, 32, 40, generator=torch.Generator().manual_seed(1))
+    boxes = torch.tensor([[25.0, 10.0, 198.0, 180.0]])
+    known = (blob(), boxes, image, tokens)
+    plain = outlined_masks(*known, stride=STRIDE, output=(96, 128))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(outlined_masks(*known, stride=STRIDE, output=(96, 128)), plain)
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 200), (200, 3)])
 def test_single_pixels_strips_and_no_masks(height: int, width: int) -> None:
     image = torch.full((3, height, width), 90, dtype=torch.uint8)
