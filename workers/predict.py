@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -52,7 +52,8 @@ class PredictWorker:
 
     An image is resized to a shorter side of `short` pixels, or less where the longer would pass `max_side`. At most
     `batch_size` images are held, and those of one padded size share a forward pass: others would be padded more than
-    they are alone, and would change with their neighbours. `amp` computes in bfloat16.
+    they are alone, and would change with their neighbours. `amp` computes in bfloat16. `tokens` gives what the model's
+    frozen transformer sees in a resized image, (3, h, w) uint8 on the CPU, where that is kept.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class PredictWorker:
         max_side: int = MAX_SIDE,
         amp: bool = False,
         flow: Flow | None = None,
+        tokens: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if min(batch_size, short, max_side) < 1:
             raise ValueError(f"batch_size {batch_size}, short {short} and max_side {max_side} must be positive")
@@ -74,6 +76,7 @@ class PredictWorker:
         self._short, self._max_side = short, max_side
         self._amp = amp
         self._flow = flow
+        self._tokens = tokens
 
     def predict(self, images: Iterable[LoadedImage], phases: Phases) -> Iterator[Predicted]:
         """What the model sees in each image, in their order; a batch of images is held at a time."""
@@ -133,10 +136,13 @@ class PredictWorker:
     def _forward(
         self, batch: list[LoadedImage], resized: Mapping[int, NDArray[np.uint8]], places: list[int]
     ) -> list[Prediction]:
-        tensors = [torch.from_numpy(resized[place]).to(self._device).permute(2, 0, 1) for place in places]
+        images = [torch.from_numpy(resized[place]).permute(2, 0, 1) for place in places]
         sizes = [pixels.shape[:2] for place in places if (pixels := batch[place].pixels) is not None]
+        tokens = None if self._tokens is None else [self._tokens(image) for image in images]
+        on_device = [image.to(self._device) for image in images]
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._amp):
-            return [found.to("cpu") for found in self._model.predict(tensors, output_sizes=sizes)]
+            found = self._model.predict(on_device, output_sizes=sizes, tokens=tokens)
+        return [each.to("cpu") for each in found]
 
 
 def resize_to_model(photo_hw3: NDArray[np.uint8], short: int = SHORT, max_side: int = MAX_SIDE) -> NDArray[np.uint8]:

@@ -242,13 +242,18 @@ class PanopticCascadeRCNN(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, images: Sequence[Tensor], *, output_sizes: Sequence[tuple[int, int]] | None = None
+        self,
+        images: Sequence[Tensor],
+        *,
+        output_sizes: Sequence[tuple[int, int]] | None = None,
+        tokens: Sequence[Tensor] | None = None,
     ) -> list[Prediction]:
         """What the model sees in each image; combine it with `Prediction.panoptic`.
 
         Args:
             images: (3, h, w) RGB in 0..255 of each image, uint8 or float, of any sizes; resized by the caller.
             output_sizes: (height, width) of the results, such as those before resizing; None for the images' own.
+            tokens: what `frozen` gives of each image, where that is known.
 
         Raises:
             RuntimeError: the model is in training mode.
@@ -257,7 +262,10 @@ class PanopticCascadeRCNN(nn.Module):
             raise RuntimeError("predict needs the statistics of training, not of a batch: call model.eval() first")
         sizes = image_sizes(images)
         images = [image.to(self.pixel_mean.device) for image in images]
-        tokens = None if self.frozen is None else self.frozen(images)
+        if tokens is None and self.frozen is not None:
+            tokens = self.frozen(images)
+        if tokens is not None:
+            tokens = [seen.to(self.pixel_mean.device) for seen in tokens]
         features = self.features(images, tokens=tokens)
         logits = self.sem_seg_head(features)
         proposals, _ = self.proposal_generator(features, sizes)

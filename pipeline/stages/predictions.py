@@ -9,11 +9,14 @@ from pipeline.config import Config
 from pipeline.engine.shards import PhotoShards
 from pipeline.stages.base import Run, ShardStage, stage_of_round
 from pipeline.stages.facts import Content, Facts
+from pipeline.store import storage
 from workers.records import PREDICTIONS_SCHEMA
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from model.panoptic.network import PanopticCascadeRCNN
+    from pipeline.train.tokens import TokenCache
     from workers.images import LoadedImage
     from workers.phases import Phases
     from workers.records import ImageRecord
@@ -32,12 +35,23 @@ class PredictionShards(PhotoShards):
         model = load_weights(trained.folder, device=workers.device, backbone_weights=backbone).model
         return PredictWorker(
             model,
+            tokens=self._kept_tokens(model),
             device=workers.device,
             batch_size=workers.batch_size,
             short=test.short,
             max_side=test.max_side,
             flow=self.flow,
         )
+
+    def _kept_tokens(self, model: PanopticCascadeRCNN) -> TokenCache | None:
+        """Those of the training, which saw most of the photos at this size."""
+        from pipeline.predict.frozen import FrozenBackbone
+        from pipeline.train.tokens import FOLDER, TokenCache
+
+        if model.frozen is None or not self.config.train.cache:
+            return None
+        folder, backbone = storage.join(self.config.run.uri, FOLDER), FrozenBackbone.of(self.config.backbone)
+        return TokenCache(folder, model.frozen, backbone, device=self.config.workers.device)
 
     def compute(self, images: Iterable[LoadedImage], records: Sequence[ImageRecord], phases: Phases) -> pa.Table:
         return self.worker.process(images, phases, uris={record.image_id: record.uri for record in records})

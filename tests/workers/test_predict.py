@@ -14,7 +14,7 @@ from PIL import Image
 
 from model.panoptic.combine import CombineSettings
 from model.panoptic.network import PanopticCascadeRCNN, Prediction
-from tests.tiny_panoptic import STUFF, THINGS, scene, tiny_model
+from tests.tiny_panoptic import STUFF, THINGS, scene, tiny_model, tiny_vit
 from workers.images import LoadedImage
 from workers.masks import decode_panoptic_png, decode_rle
 from workers.overlap import Flow, Overlapped
@@ -31,6 +31,17 @@ from workers.predict import (
 from workers.records import PANOPTIC_SCHEMA, Status
 from workers.training.augment import resize_shortest_edge
 from workers.training.samples import Sample, from_panoptic_row
+
+
+class Unused:
+    """Stands for a transformer that nothing is to be asked of."""
+
+    def __init__(self, stride: int) -> None:
+        self.stride = stride
+
+    def __call__(self, images: object) -> list[torch.Tensor]:
+        pytest.fail("the tokens are known")
+
 
 BROKEN = LoadedImage("broken.jpg", None, Status.UNDECODABLE, "not an image")
 
@@ -67,6 +78,28 @@ def test_one_row_an_image_and_the_bad_ones_say_why(table: pa.Table, images: list
     assert (bad["status"], bad["error"], bad["uri"]) == ("undecodable", "not an image", "/photos/broken.jpg")
     assert [bad[name] for name in ("height", "panoptic", "labels")] == [None] * 3
     assert [bad[name] for name in ("segments", "rle", "score", "category")] == [[]] * 4
+
+
+def test_kept_tokens_take_the_place_of_the_transformer(
+    images: list[LoadedImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are asked for with the resized photo, and what is seen with them is the same."""
+    model = tiny_vit(photo_outlines=True)
+    plain = table_of(worker_of(model, batch_size=2), images)
+    transformer, asked = model.frozen, []
+    assert transformer is not None
+
+    def kept(image: torch.Tensor) -> torch.Tensor:
+        asked.append((image.dtype, tuple(image.shape)))
+        return transformer([image])[0]
+
+    monkeypatch.setattr(model, "frozen", Unused(transformer.stride))
+    worker = PredictWorker(model, device="cpu", batch_size=2, short=96, max_side=200, tokens=kept)
+    found = table_of(worker, images)
+    for name in set(plain.column_names) - {"seconds"}:
+        assert found[name].equals(plain[name]), name
+    assert [shape for _, shape in asked] == [(3, 96, 128), (3, 128, 96), (3, 50, 200), (3, 96, 128)]
+    assert {dtype for dtype, _ in asked} == {torch.uint8}
 
 
 def test_a_row_is_one_of_a_panoptic_part_that_can_be_trained_on(table: pa.Table, images: list[LoadedImage]) -> None:
