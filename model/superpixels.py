@@ -18,6 +18,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional as F
 
+Taps = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # (n,) int64 and (n,) weights, twice
+
 FAR = 1e6  # of a seed beyond the raster, so that no pixel joins it
 RGB_TO_XYZ = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]  # sRGB, D65
 
@@ -92,8 +94,8 @@ def patch_weights(labels_HW: Tensor, count: int, grid: tuple[int, int]) -> Tenso
     (height, width), (h, w) = labels_HW.shape, grid
     device = labels_HW.device
     weights = torch.zeros(count * h * w, device=device)
-    for row, row_weight in _taps(height, h, device):
-        for column, column_weight in _taps(width, w, device):
+    for row, row_weight in taps(height, h, device):
+        for column, column_weight in taps(width, w, device):
             target = labels_HW * (h * w) + (row * w)[:, None] + column[None]
             weights.index_add_(0, target.flatten(), (row_weight[:, None] * column_weight[None]).flatten())
     weights = weights.view(count, h * w)
@@ -162,8 +164,8 @@ def _edges(labels_HW: Tensor, lab_3HW: Tensor, count: int) -> tuple[Tensor, Tens
     return torch.stack([unique // count, unique % count]), length, mean_step
 
 
-def _taps(pixels: int, cells: int, device: torch.device) -> tuple[tuple[Tensor, Tensor], ...]:
-    """The two cells that each pixel of a line lies between, and their weights."""
+def taps(pixels: int, cells: int, device: torch.device) -> Taps:
+    """The two cells that each pixel of a line lies between, the lower ones first, and their weights."""
     place = ((torch.arange(pixels, device=device) + 0.5) * cells / pixels - 0.5).clamp(0, cells - 1)
     low = place.long()
     share = place - low

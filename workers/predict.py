@@ -52,8 +52,9 @@ class PredictWorker:
 
     An image is resized to a shorter side of `short` pixels, or less where the longer would pass `max_side`. At most
     `batch_size` images are held, and those of one padded size share a forward pass: others would be padded more than
-    they are alone, and would change with their neighbours. `amp` computes in bfloat16. `tokens` gives what the model's
-    frozen transformer sees in a resized image, (3, h, w) uint8 on the CPU, where that is kept.
+    they are alone, and would change with their neighbours. `amp` computes in bfloat16. `kept_tokens` gives what the
+    model's frozen transformer sees in a resized image, (3, h, w) uint8 on the CPU, as float16, or None where it is not
+    kept; with it all images are seen with that precision.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class PredictWorker:
         max_side: int = MAX_SIDE,
         amp: bool = False,
         flow: Flow | None = None,
-        tokens: Callable[[Tensor], Tensor] | None = None,
+        kept_tokens: Callable[[Tensor], Tensor | None] | None = None,
     ) -> None:
         if min(batch_size, short, max_side) < 1:
             raise ValueError(f"batch_size {batch_size}, short {short} and max_side {max_side} must be positive")
@@ -76,7 +77,7 @@ class PredictWorker:
         self._short, self._max_side = short, max_side
         self._amp = amp
         self._flow = flow
-        self._tokens = tokens
+        self._kept_tokens = kept_tokens
 
     def predict(self, images: Iterable[LoadedImage], phases: Phases) -> Iterator[Predicted]:
         """What the model sees in each image, in their order; a batch of images is held at a time."""
@@ -138,11 +139,20 @@ class PredictWorker:
     ) -> list[Prediction]:
         images = [torch.from_numpy(resized[place]).permute(2, 0, 1) for place in places]
         sizes = [pixels.shape[:2] for place in places if (pixels := batch[place].pixels) is not None]
-        tokens = None if self._tokens is None else [self._tokens(image) for image in images]
         on_device = [image.to(self._device) for image in images]
+        tokens = self._tokens(images, on_device)
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._amp):
             found = self._model.predict(on_device, output_sizes=sizes, tokens=tokens)
         return [each.to("cpu") for each in found]
+
+    def _tokens(self, images: list[Tensor], on_device: list[Tensor]) -> list[Tensor] | None:
+        """Of all images, kept or made now; None: the model is to see for itself."""
+        if self._kept_tokens is None or self._model.frozen is None:
+            return None
+        tokens = [self._kept_tokens(image) for image in images]
+        missing = [place for place, kept in enumerate(tokens) if kept is None]
+        made = iter(self._model.frozen([on_device[place] for place in missing]) if missing else [])
+        return [next(made).half() if kept is None else kept for kept in tokens]
 
 
 def resize_to_model(photo_hw3: NDArray[np.uint8], short: int = SHORT, max_side: int = MAX_SIDE) -> NDArray[np.uint8]:

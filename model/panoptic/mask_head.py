@@ -5,7 +5,7 @@ Parameter names are those of detectron2: `mask_fcn1.*` .. `mask_fcn4.*`, `deconv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -87,26 +87,28 @@ def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int], *, max_pixe
         probs: (n, s, s) float in [0, 1]; boxes: (n, 4) in pixels of the (H, W) image, not empty, may leave it.
     """
     masks = torch.zeros(len(probs), *size, dtype=torch.bool, device=probs.device)
-    for place, values in _pasted(probs, boxes, size, max_pixels):
+    for place, values in _pasted(probs, _windows(boxes, size, max_pixels), boxes):
         masks[place] = values >= 0.5
     return masks
 
 
 @torch.no_grad()
 def paste_probs(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """(n, H, W) float32: the probabilities that `paste_masks` compares with 0.5, and 0 one pixel beyond the box."""
+    """(n, H, W) float32: the probabilities that `paste_masks` compares with 0.5; they reach half a cell beyond the box."""
     maps = torch.zeros(len(probs), *size, device=probs.device)
-    for place, values in _pasted(probs, boxes, size, max_pixels=2**25):
+    half = (boxes[:, 2:] - boxes[:, :2]) / (2 * probs.shape[2])
+    reached = torch.cat([boxes[:, :2] - half, boxes[:, 2:] + half], 1)
+    for place, values in _pasted(probs, _windows(reached, size, 2**25), boxes):
         maps[place] = values
     return maps
 
 
 def _pasted(
-    probs: Tensor, boxes: Tensor, size: tuple[int, int], max_pixels: int
+    probs: Tensor, windows: Iterable[tuple[slice, range, range]], boxes: Tensor
 ) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
     """Places in (n, H, W) maps, and the probabilities there."""
     with torch.autocast(probs.device.type, enabled=False):
-        for part, rows, columns in _windows(boxes, size, max_pixels):
+        for part, rows, columns in windows:
             across = _bilinear_weights(boxes[part, 0], boxes[part, 2], probs.shape[2], columns)
             down = _bilinear_weights(boxes[part, 1], boxes[part, 3], probs.shape[1], rows)
             values = down @ probs[part].float() @ across.transpose(1, 2)

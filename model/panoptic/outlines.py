@@ -10,7 +10,6 @@ Shapes: n masks; h x w pixels of the image that the network saw; R x C of the ra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +18,7 @@ from torch.nn import functional as F
 
 from model.panoptic.boxes import scale_boxes
 from model.panoptic.mask_head import paste_masks, paste_probs
-from model.superpixels import raster_size, superpixels, to_lab
-
-AT_A_TIME = 10_000_000  # pixels of masks that are enlarged at once
+from model.superpixels import Taps, raster_size, superpixels, taps, to_lab
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +77,17 @@ def _outlined(
     inside = paste_probs(probs, scale_boxes(boxes, size, raster), raster)
     regions = _Regions(labels)
     own = params.own * (2 * regions.mean(inside.flatten(1).t()) - 1)
-    kernel = _kernel(regions, lab, tokens, stride * raster[0] / size[0], params)
+    patch = boxes.new_tensor([stride * raster[0] / size[0], stride * raster[1] / size[1]])
+    kernel = _kernel(regions, lab, tokens, patch, params)
     odds = own
     for _ in range(params.iterations):
         odds = own + params.others * (kernel @ torch.tanh(odds / 2))
-    fine = torch.cat([*_enlarged(odds.t(), labels, output)])
-    kept = _iou(odds.t()[:, labels] > 0, inside >= 0.5) > params.least_iou
-    fine[~kept] = paste_masks(probs[~kept], coarse[~kept], output)
-    return fine
+    fine = odds.t()[:, labels]
+    kept = _iou(fine > 0, inside >= 0.5) > params.least_iou
+    masks = torch.zeros(len(probs), *output, dtype=torch.bool, device=probs.device)
+    masks[~kept] = paste_masks(probs[~kept], coarse[~kept], output)
+    _enlarge(fine, kept, masks)
+    return masks
 
 
 class _Regions:
@@ -109,8 +109,9 @@ class _Regions:
         return self.mean(torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).flatten(0, 1))
 
 
-def _kernel(regions: _Regions, lab: Tensor, tokens: Tensor, patch: float, params: OutlineParams) -> Tensor:
-    """(S, S), rows of sum 1: how much each superpixel hears of each other. `patch`: pixels of the raster a token."""
+def _kernel(regions: _Regions, lab: Tensor, tokens: Tensor, patch: Tensor, params: OutlineParams) -> Tensor:
+    """(S, S), rows of sum 1: how much each superpixel hears of each other. `patch`: rows and columns of the raster that
+    a token stands for."""
     places = regions.places()
     colours = regions.mean(lab.flatten(1).t())
     seen = _sampled(tokens, places / patch)
@@ -139,10 +140,31 @@ def _lab_raster(image: Tensor, params: OutlineParams) -> Tensor:
     return to_lab(F.interpolate(image[None].float() / 255, size, mode="bilinear", antialias=True)[0].clamp(0, 1))
 
 
-def _enlarged(odds: Tensor, labels: Tensor, output: tuple[int, int]) -> Iterator[Tensor]:
-    """(n, S) log odds -> (some, H, W) bool, part by part, with smooth outlines."""
-    for part in odds.split(max(1, AT_A_TIME // (output[0] * output[1]))):
-        yield F.interpolate(part[:, None, labels], output, mode="bilinear")[:, 0] > 0
+def _enlarge(odds: Tensor, chosen: Tensor, masks: Tensor) -> None:
+    """(n, R, C) log odds, of those that are `chosen` (n,) -> (n, H, W) bool, written into `masks`: where they are above
+    0, bilinear, so that outlines are smooth. Of each mask its window alone is looked at."""
+    filled_rows, filled_columns = (odds > 0).any(2).cpu(), (odds > 0).any(1).cpu()
+    lines = [taps(new, old, odds.device) for new, old in zip(masks.shape[1:], odds.shape[1:], strict=True)]
+    row_starts, column_starts = (line[0][0].cpu() for line in lines)
+    for place in chosen.nonzero().flatten().tolist():
+        rows = _reached(filled_rows[place], row_starts)
+        columns = _reached(filled_columns[place], column_starts)
+        tall = _blended(odds[place].t(), lines[0], rows).t()
+        masks[place, rows, columns] = _blended(tall, lines[1], columns) > 0
+
+
+def _blended(values: Tensor, line: Taps, window: slice) -> Tensor:
+    """(k, cells) -> (k, pixels of the window), each of the two cells that it lies between."""
+    (low, low_share), (high, high_share) = line
+    return values[:, low[window]] * low_share[window] + values[:, high[window]] * high_share[window]
+
+
+def _reached(filled: Tensor, starts: Tensor) -> slice:
+    """The pixels of a line, each between the cell `starts` and the next, that a filled cell is one of the two of."""
+    cells = filled.nonzero().flatten()
+    if not len(cells):
+        return slice(0, 0)
+    return slice(*torch.searchsorted(starts, torch.stack([cells[0] - 1, cells[-1] + 1])).tolist())
 
 
 def _iou(first: Tensor, second: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -256,6 +256,8 @@ def _start_local(workers: WorkersConfig) -> None:
         start_ray(
             max(os.cpu_count() or 1, math.ceil(max(workers.size.min, workers.train_workers) * workers.cpus)) + 2, folder
         )
+    except ConfigError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"cannot start Ray on this machine, in {folder or _temporary_folder()}: {error}; set RAY_TMPDIR to a "
@@ -282,15 +284,22 @@ def start_ray(num_cpus: int, folder: str | None = None) -> None:
         except Exception as error:
             if SLOW_START not in str(error):
                 raise
-            for process in set(psutil.Process().children()) - set(there):  # Ray leaves what it has started as it is
-                if process.name() in ("gcs_server", "raylet"):  # the others end without these
-                    process.kill()
+            _stop_servers(set(psutil.Process().children()) - set(there))
             if not left:
                 raise ConfigError(
                     f"Ray did not come up on this machine, {STARTS} times in half a minute each; let other work on it "
-                    f"end first, or read what Ray says in {folder or _temporary_folder()}/ray/session_latest/logs"
+                    f"end first, or read what Ray says in {folder or _temporary_folder() + '/ray'}/session_latest/logs"
                 ) from error
             say("Ray did not come up in half a minute, is the machine busy? starting it again")
+
+
+def _stop_servers(processes: Iterable[psutil.Process]) -> None:
+    """What Ray leaves of a start that failed; its other processes end without these."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if process.name() in ("gcs_server", "raylet"):
+                process.kill()
+                process.wait()
 
 
 def _session_folder() -> str | None:

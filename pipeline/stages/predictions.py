@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.config import Config
@@ -14,9 +14,9 @@ from workers.records import PREDICTIONS_SCHEMA
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from torch import Tensor
 
     from model.panoptic.network import PanopticCascadeRCNN
-    from pipeline.train.tokens import TokenCache
     from workers.images import LoadedImage
     from workers.phases import Phases
     from workers.records import ImageRecord
@@ -35,7 +35,7 @@ class PredictionShards(PhotoShards):
         model = load_weights(trained.folder, device=workers.device, backbone_weights=backbone).model
         return PredictWorker(
             model,
-            tokens=self._kept_tokens(model),
+            kept_tokens=self._kept_tokens(model),
             device=workers.device,
             batch_size=workers.batch_size,
             short=test.short,
@@ -43,18 +43,24 @@ class PredictionShards(PhotoShards):
             flow=self.flow,
         )
 
-    def _kept_tokens(self, model: PanopticCascadeRCNN) -> TokenCache | None:
-        """Those of the training, which saw most of the photos at this size."""
+    def _kept_tokens(self, model: PanopticCascadeRCNN) -> Callable[[Tensor], Tensor | None] | None:
+        """Those of the training, where it saw photos at this size."""
         from pipeline.predict.frozen import FrozenBackbone
         from pipeline.train.tokens import FOLDER, TokenCache
 
-        if model.frozen is None or not self.config.train.cache:
+        if model.frozen is None or not kept_alike(self.config):
             return None
         folder, backbone = storage.join(self.config.run.uri, FOLDER), FrozenBackbone.of(self.config.backbone)
-        return TokenCache(folder, model.frozen, backbone, device=self.config.workers.device)
+        return TokenCache(folder, model.frozen, backbone, device=self.config.workers.device).kept
 
     def compute(self, images: Iterable[LoadedImage], records: Sequence[ImageRecord], phases: Phases) -> pa.Table:
         return self.worker.process(images, phases, uris={record.image_id: record.uri for record in records})
+
+
+def kept_alike(config: Config) -> bool:
+    """Whether the training keeps tokens of photos of the size that the model looks at."""
+    train, test = config.train, config.predictions
+    return train.cache and test.short in train.short_sides and test.max_side == train.max_side
 
 
 class Predictions(ShardStage):
@@ -73,7 +79,8 @@ class Predictions(ShardStage):
 
     def content(self, config: Config, facts: Facts) -> Content:
         looked_at = {key: facts.photos()[key] for key in ("index", "shard_size", "decode")}
-        return {"test": config.predictions.model_dump(exclude={"enabled"}), **looked_at}
+        kept = {"tokens": "float16"} if kept_alike(config) else {}
+        return {"test": config.predictions.model_dump(exclude={"enabled"}), **kept, **looked_at}
 
     def schema(self, config: Config) -> pa.Schema:
         return PREDICTIONS_SCHEMA

@@ -37,8 +37,7 @@ class TokenCache:
 
     def __call__(self, image: Tensor) -> Tensor:
         """(3, h, w) uint8 -> (D, h', w') float16 on the CPU, as `FrozenPatches` gives them."""
-        pixels = hashlib.blake2b(str(tuple(image.shape)).encode() + image.numpy().tobytes(), digest_size=16)
-        uri = storage.join(self.folder, f"{pixels.hexdigest()}.npy")
+        uri = self._uri(image)
         kept = self._read(uri)
         if kept is None:
             with self._lock:
@@ -47,6 +46,15 @@ class TokenCache:
             np.save(stream, kept)
             storage.write_bytes(uri, stream.getvalue())
         return torch.from_numpy(kept)
+
+    def kept(self, image: Tensor) -> Tensor | None:
+        """The same where it is kept already, else None: nothing is computed, and nothing written."""
+        found = self._read(self._uri(image))
+        return None if found is None else torch.from_numpy(found)
+
+    def _uri(self, image: Tensor) -> str:
+        pixels = hashlib.blake2b(str(tuple(image.shape)).encode() + image.numpy().tobytes(), digest_size=16)
+        return storage.join(self.folder, f"{pixels.hexdigest()}.npy")
 
     def _read(self, uri: str) -> NDArray[np.float16] | None:
         """None: there is no such file, or it is not whole."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -31,17 +32,6 @@ from workers.predict import (
 from workers.records import PANOPTIC_SCHEMA, Status
 from workers.training.augment import resize_shortest_edge
 from workers.training.samples import Sample, from_panoptic_row
-
-
-class Unused:
-    """Stands for a transformer that nothing is to be asked of."""
-
-    def __init__(self, stride: int) -> None:
-        self.stride = stride
-
-    def __call__(self, images: object) -> list[torch.Tensor]:
-        pytest.fail("the tokens are known")
-
 
 BROKEN = LoadedImage("broken.jpg", None, Status.UNDECODABLE, "not an image")
 
@@ -80,26 +70,42 @@ def test_one_row_an_image_and_the_bad_ones_say_why(table: pa.Table, images: list
     assert [bad[name] for name in ("segments", "rle", "score", "category")] == [[]] * 4
 
 
-def test_kept_tokens_take_the_place_of_the_transformer(
-    images: list[LoadedImage], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are asked for with the resized photo, and what is seen with them is the same."""
+def test_kept_tokens_take_the_place_of_the_transformer(images: list[LoadedImage]) -> None:
+    """They are asked for with the resized photo; what is not kept is made with their precision."""
     model = tiny_vit(photo_outlines=True)
-    plain = table_of(worker_of(model, batch_size=2), images)
-    transformer, asked = model.frozen, []
+    transformer = model.frozen
     assert transformer is not None
+    asked, seen = [], []
 
-    def kept(image: torch.Tensor) -> torch.Tensor:
+    class Counted:
+        stride = transformer.stride
+
+        def __call__(self, photos: list[torch.Tensor]) -> list[torch.Tensor]:
+            seen.extend(tuple(photo.shape) for photo in photos)
+            return transformer(photos)
+
+    model.frozen = Counted()  # type: ignore[assignment]
+
+    def kept(image: torch.Tensor, which: tuple[int, ...]) -> torch.Tensor | None:
         asked.append((image.dtype, tuple(image.shape)))
-        return transformer([image])[0]
+        return transformer([image])[0].half() if image.shape[2] in which else None
 
-    monkeypatch.setattr(model, "frozen", Unused(transformer.stride))
-    worker = PredictWorker(model, device="cpu", batch_size=2, short=96, max_side=200, tokens=kept)
-    found = table_of(worker, images)
-    for name in set(plain.column_names) - {"seconds"}:
-        assert found[name].equals(plain[name]), name
-    assert [shape for _, shape in asked] == [(3, 96, 128), (3, 128, 96), (3, 50, 200), (3, 96, 128)]
+    tables = []
+    for widths in ((96, 128, 200), (128,), ()):
+        seen.clear()
+        worker = PredictWorker(
+            model, device="cpu", batch_size=2, short=96, max_side=200, kept_tokens=partial(kept, which=widths)
+        )
+        tables.append((table_of(worker, images), list(seen)))
+    assert [shapes for _, shapes in tables] == [
+        [],
+        [(3, 128, 96), (3, 50, 200)],
+        [(3, 96, 128), (3, 128, 96), (3, 50, 200), (3, 96, 128)],
+    ]
     assert {dtype for dtype, _ in asked} == {torch.uint8}
+    for table, _ in tables[1:]:
+        for name in set(table.column_names) - {"seconds"}:
+            assert table[name].equals(tables[0][0][name]), name
 
 
 def test_a_row_is_one_of_a_panoptic_part_that_can_be_trained_on(table: pa.Table, images: list[LoadedImage]) -> None:

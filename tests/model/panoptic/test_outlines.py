@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.panoptic.mask_head import paste_masks, paste_probs
-from model.panoptic.outlines import OutlineParams, outlined_masks
+from model.panoptic.outlines import OutlineParams, _enlarge, outlined_masks
 
 STRIDE = 8
 
@@ -72,6 +72,31 @@ def test_a_mask_that_would_vanish_stays_as_it_was() -> None:
     ).any()
 
 
+def test_tokens_are_seen_where_they_lie_in_a_wide_photo() -> None:
+    """Rows and columns of the raster are rounded each for itself: a token has 5.7 columns of this one, and 6.4 rows."""
+    image = torch.full((3, 20, 448), 120, dtype=torch.uint8)
+    tokens = torch.zeros(2, 4, 56)
+    tokens[0, :, :40], tokens[1, :, 40:] = 1, 1  # another thing begins at column 320
+    boxes = torch.tensor([[200.0, 0.0, 333.0, 20.0]])
+    mask = outlined_masks(torch.full((1, 28, 28), 0.9), boxes, image, tokens, stride=STRIDE, output=(20, 448))[0]
+    reached = mask.any(0).nonzero().flatten()
+    assert abs(int(reached[-1]) - 320) <= 8
+
+
+@pytest.mark.parametrize("output", [(30, 40), (97, 61), (11, 300)])
+def test_masks_are_enlarged_as_by_interpolation(output: tuple[int, int]) -> None:
+    odds = torch.randn(5, 24, 32, generator=torch.Generator().manual_seed(0))
+    odds[1] = -1
+    odds[2, 5:], odds[2, :, 4:] = -1, -1
+    odds[3, :-2], odds[3, :, :-1] = -1, -1
+    masks = torch.zeros(5, *output, dtype=torch.bool)
+    chosen = torch.tensor([True, True, True, True, False])
+    _enlarge(odds, chosen, masks)
+    whole = torch.nn.functional.interpolate(odds[:, None], output, mode="bilinear")[:, 0] > 0
+    assert (masks == whole)[:4].float().mean() > 0.9999
+    assert not masks[4].any()
+
+
 def test_masks_do_not_depend_on_each_other() -> None:
     image, tokens = scene()
     boxes = torch.tensor([[25.0, 10.0, 98.0, 80.0], [0.0, 0.0, 40.0, 96.0], [90.0, 50.0, 128.0, 96.0]])
@@ -112,3 +137,10 @@ def test_pasted_probabilities_are_those_that_masks_are_of() -> None:
     probs = torch.rand(5, 28, 28, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[3.0, 4.0, 50.0, 30.0]]).repeat(5, 1) + torch.arange(5)[:, None]
     assert torch.equal(paste_probs(probs, boxes, (40, 60)) >= 0.5, paste_masks(probs, boxes, (40, 60)))
+
+
+def test_pasted_probabilities_reach_half_a_cell_beyond_the_box() -> None:
+    """As far as a cell's weight does, so that a CPU, which pastes in a window, gives what a GPU does."""
+    maps = paste_probs(torch.ones(1, 28, 28), torch.tensor([[56.0, 56.0, 168.0, 168.0]]), (224, 224))[0]
+    inside = maps.nonzero()
+    assert inside.amin(0).tolist() == [54, 54] and inside.amax(0).tolist() == [169, 169]  # a cell has 4 pixels

@@ -234,10 +234,10 @@ def test_a_ray_that_comes_up_too_slowly_is_started_again(
             cluster.start_ray(2)
             assert started.pop().is_running()
         else:
-            with pytest.raises(ConfigError, match="did not come up on this machine, 3 times"):
-                cluster.start_ray(2)
+            with pytest.raises(ConfigError, match=r"^Ray did not come up on this machine, 3 times.*ray/session_latest"):
+                cluster._start_local(config(size=1, memory_gb=0.1).workers)
         assert len(started) == slow
-        assert all(process.wait(10) == -9 for process in started)
+        assert not any(process.is_running() for process in started)
         assert capsys.readouterr().err.count("starting it again") == min(slow, 2)
         assert all(process.is_running() for process in others)
     finally:

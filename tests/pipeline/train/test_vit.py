@@ -123,7 +123,10 @@ def test_tokens_are_found_again_by_photo_and_backbone_alone(tmp_path: Path, coun
         return TokenCache(str(tmp_path), patches, frozen, device="cpu")
 
     image = torch.from_numpy(scene(64, 96)).permute(2, 0, 1).contiguous()
+    assert cache(FROZEN).kept(image) is None
+    assert not counted and not [*tmp_path.iterdir()]
     first = cache(FROZEN)(image)
+    assert torch.equal(cache(FROZEN).kept(image), first)  # type: ignore[arg-type]
     assert (first.dtype, tuple(first.shape)) == (torch.float16, (384, 8, 12))
     assert torch.equal(cache(FROZEN)(image), first)
     assert len(counted) == 1
