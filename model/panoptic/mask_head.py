@@ -94,7 +94,7 @@ def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int], *, max_pixe
 
 @torch.no_grad()
 def paste_probs(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """(n, H, W) float32: the probabilities that `paste_masks` compares with 0.5; they reach half a cell beyond the box."""
+    """(n, H, W) float32: the probabilities that `paste_masks` compares with 0.5, up to half a cell beyond the box."""
     maps = torch.zeros(len(probs), *size, device=probs.device)
     half = (boxes[:, 2:] - boxes[:, :2]) / (2 * probs.shape[2])
     reached = torch.cat([boxes[:, :2] - half, boxes[:, 2:] + half], 1)
