@@ -119,6 +119,28 @@ def panoptic_inference(device: str, size: int) -> Figures:
     return {"same": float(np.mean(same)), "segments": float(sum(len(each.segments) for each in alone))}
 
 
+def outlines(device: str, size: int) -> Figures:
+    """Share of pixels of masks with the same outlines, and of those that these moved."""
+    from model.panoptic.mask_head import paste_masks
+    from model.panoptic.outlines import outlined_masks
+
+    photo = torch.from_numpy(made.photos(1, size, size * 3 // 4)[0]).permute(2, 0, 1)
+    tokens = torch.nn.functional.avg_pool2d(photo.float(), 8)
+    line = 1 - (torch.arange(28) - 13.5).abs() / 14
+    probs = torch.minimum(line[:, None], line).repeat(3, 1, 1).mul(2).clamp(max=0.95)
+    boxes = torch.tensor([[0.1, 0.1, 0.6, 0.7], [0.0, 0.3, 1.0, 1.0], [0.4, 0.0, 0.9, 0.5]])
+    boxes = boxes * torch.tensor([photo.shape[2], photo.shape[1]] * 2)
+    output = (2 * size, size)
+    found, expected = (
+        outlined_masks(*(each.to(where) for each in (probs, boxes, photo, tokens)), stride=8, output=output).cpu()
+        for where in (device, "cpu")
+    )
+    coarse = paste_masks(
+        probs, boxes * torch.tensor([output[1] / photo.shape[2], output[0] / photo.shape[1]] * 2), output
+    )
+    return {"same": float((found == expected).float().mean()), "moved": float((expected != coarse).float().mean())}
+
+
 def kmeans(device: str, size: int) -> Figures:
     """Share of rows whose nearest centroid is that found by differences in float64."""
     from workers.kmeans import assign
@@ -142,5 +164,6 @@ PARITIES: dict[str, Callable[[str, int], Figures]] = {
     "stego step": stego,
     "panoptic training step": panoptic_training,
     "panoptic inference": panoptic_inference,
+    "panoptic outlines": outlines,
     "k-means": kmeans,
 }

@@ -20,7 +20,7 @@ NEEDED = {
     "crf": ["scipy"],
     "k-means": ["faiss", "pyarrow", "scipy"],
     "maskcut": ["scipy"],
-    "panoptic": ["torchvision"],
+    "panoptic": ["scipy", "torchvision"],
 }
 # At most, for differences; at least, for the rest.
 WITHIN = {
@@ -34,6 +34,7 @@ WITHIN = {
     "stego step": {"difference": 1e-3, "led": 1e-3},
     "panoptic training step": {"difference": 1e-2, "led": 1e-3},
     "panoptic inference": {"same": 0.98, "segments": 2},
+    "panoptic outlines": {"same": 0.99, "moved": 1e-3},
     "k-means": {"same": 0.999},
 }
 
