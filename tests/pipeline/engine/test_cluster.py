@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -221,10 +222,12 @@ def test_a_ray_that_comes_up_too_slowly_is_started_again(
         shutil.copy("/bin/sleep", tmp_path / name)
     started: list[psutil.Popen] = []
     others: list[psutil.Popen] = []
+    begun: list[psutil.Popen] = []
 
     def init(**_: object) -> None:
         started.append(psutil.Popen([str(tmp_path / "raylet"), "60"]))
         others.append(psutil.Popen([str(tmp_path / "other"), "60"]))
+        begun.append(started[-1])
         if len(started) <= slow:
             raise Exception("The current node timed out during startup. This could happen because ...")
 
@@ -240,9 +243,9 @@ def test_a_ray_that_comes_up_too_slowly_is_started_again(
         assert not any(process.is_running() for process in started)
         assert capsys.readouterr().err.count("starting it again") == min(slow, 2)
         assert all(process.is_running() for process in others)
-    finally:
-        for process in psutil.Process().children():
-            if process.name() in ("raylet", "other"):
+    finally:  # but not the raylet of other tests
+        for process in {*begun, *others}:
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
 
 
