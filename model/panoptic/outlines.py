@@ -55,39 +55,27 @@ def outlined_masks(
         output: (height, width), of the image or of the photo that it was resized from.
     """
     with torch.autocast(probs.device.type, enabled=False):  # numbers of superpixels do not fit bfloat16
-        return _outlined(probs, boxes, image, tokens.float(), stride, output, params)
-
-
-def _outlined(
-    probs: Tensor,
-    boxes: Tensor,
-    image: Tensor,
-    tokens: Tensor,
-    stride: int,
-    output: tuple[int, int],
-    params: OutlineParams,
-) -> Tensor:
-    size = (image.shape[1], image.shape[2])
-    coarse = scale_boxes(boxes, size, output)
-    if not len(probs):
-        return paste_masks(probs, coarse, output)
-    lab = _lab_raster(image, params)
-    labels = superpixels(lab, params.cell)
-    raster = (labels.shape[0], labels.shape[1])
-    inside = paste_probs(probs, scale_boxes(boxes, size, raster), raster)
-    regions = _Regions(labels)
-    own = params.own * (2 * regions.mean(inside.flatten(1).t()) - 1)
-    patch = boxes.new_tensor([stride * raster[0] / size[0], stride * raster[1] / size[1]])
-    kernel = _kernel(regions, lab, tokens, patch, params)
-    odds = own
-    for _ in range(params.iterations):
-        odds = own + params.others * (kernel @ torch.tanh(odds / 2))
-    fine = odds.t()[:, labels]
-    kept = _iou(fine > 0, inside >= 0.5) > params.least_iou
-    masks = torch.zeros(len(probs), *output, dtype=torch.bool, device=probs.device)
-    masks[~kept] = paste_masks(probs[~kept], coarse[~kept], output)
-    _enlarge(fine, kept, masks)
-    return masks
+        size = (image.shape[1], image.shape[2])
+        coarse = scale_boxes(boxes, size, output)
+        if not len(probs):
+            return paste_masks(probs, coarse, output)
+        lab = _lab_raster(image, params)
+        labels = superpixels(lab, params.cell)
+        raster = (labels.shape[0], labels.shape[1])
+        inside = paste_probs(probs, scale_boxes(boxes, size, raster), raster)
+        regions = _Regions(labels)
+        own = params.own * (2 * regions.mean(inside.flatten(1).t()) - 1)
+        patch = boxes.new_tensor([stride * raster[0] / size[0], stride * raster[1] / size[1]])
+        kernel = _kernel(regions, lab, tokens.float(), patch, params)
+        odds = own
+        for _ in range(params.iterations):
+            odds = own + params.others * (kernel @ torch.tanh(odds / 2))
+        fine = odds.t()[:, labels]
+        kept = _iou(fine > 0, inside >= 0.5) > params.least_iou
+        masks = torch.zeros(len(probs), *output, dtype=torch.bool, device=probs.device)
+        masks[~kept] = paste_masks(probs[~kept], coarse[~kept], output)
+        _enlarge(fine, kept, masks)
+        return masks
 
 
 class _Regions:
