@@ -103,6 +103,7 @@ class NetworkSettings:
     soft_nms: bool = False  # below it, a score falls by the IoU with the best of the better ones
     mask_scores: bool = False  # a score is times the mean probability of the mask's pixels
     photo_outlines: bool = False  # masks, whose cells are of patches, get the outlines of the photo
+    linear_probes: bool = False  # classes are told by a frozen transformer's tokens, too: see `LinearProbe`
     detections_per_image: int = 100
     class_agnostic: bool = False  # one detection a box, of its likeliest class, scored as an object of any
     class_agnostic_masks: bool = False  # a box has one mask, whatever its class
@@ -134,7 +135,7 @@ class NetworkSettings:
             raise ValueError(f"finest_stride must be one of {[*levels]} for {self.backbone}, got {self.finest_stride}")
         return levels[self.finest_stride]
 
-    def heads(self, num_things: int, choose: Choose) -> CascadeRoIHeads:
+    def heads(self, num_things: int, choose: Choose, frozen: FrozenPatches | None) -> CascadeRoIHeads:
         return CascadeRoIHeads(
             self.channels,
             num_things,
@@ -152,7 +153,21 @@ class NetworkSettings:
             soft_nms=self.soft_nms,
             finest=self.finest,
             choose=choose,
+            tokens=self.probed(frozen),
         )
+
+    def stuff(self, num_stuff: int, frozen: FrozenPatches | None) -> SemanticHead:
+        return SemanticHead(
+            self.channels,
+            num_stuff + 1,
+            channels=self.semantic_channels,
+            finest=self.finest,
+            tokens=self.probed(frozen),
+        )
+
+    def probed(self, frozen: FrozenPatches | None) -> tuple[int, int] | None:
+        """Channels and stride of the tokens that probes read."""
+        return (frozen.dim, frozen.stride) if self.linear_probes and frozen is not None else None
 
     def pyramid(self, frozen: FrozenPatches | None) -> FPN | SimplePyramid:
         """ValueError: a transformer is missing, or there is one beside a ResNet."""
@@ -188,8 +203,9 @@ class PanopticCascadeRCNN(nn.Module):
         chosen = NetworkSettings(**settings)
         self.num_things, self.num_stuff, self.semantic_weight = num_things, num_stuff, chosen.semantic_weight
         self.mask_scores = chosen.mask_scores
-        if chosen.photo_outlines and frozen is None:
-            raise ValueError("photo_outlines are of masks behind a vit: leave it out with another backbone")
+        for of_vit in ("photo_outlines", "linear_probes"):
+            if getattr(chosen, of_vit) and frozen is None:
+                raise ValueError(f"{of_vit} needs the tokens of a vit: leave it out with another backbone")
         self.photo_outlines = chosen.photo_outlines
         self.combine = CombineSettings(chosen.combine_overlap, chosen.combine_stuff_area, chosen.combine_confidence)
         self.pixel_mean: Tensor
@@ -199,10 +215,8 @@ class PanopticCascadeRCNN(nn.Module):
         self.frozen = None if frozen is None else FrozenPatches(frozen, stride=chosen.patch_stride)
         self.backbone = chosen.pyramid(self.frozen)
         self.proposal_generator = chosen.proposals(self.backbone.strides, choose)
-        self.roi_heads = chosen.heads(num_things, choose)
-        self.sem_seg_head = SemanticHead(
-            chosen.channels, num_stuff + 1, channels=chosen.semantic_channels, finest=chosen.finest
-        )
+        self.roi_heads = chosen.heads(num_things, choose, self.frozen)
+        self.sem_seg_head = chosen.stuff(num_stuff, self.frozen)
 
     def forward(
         self,
@@ -232,13 +246,15 @@ class PanopticCascadeRCNN(nn.Module):
         sizes = image_sizes(images)
         check_targets(targets, sizes, num_things=self.num_things, num_stuff=self.num_stuff)
         targets = [target.to(self.pixel_mean.device) for target in targets]
-        features = self.features(images, smallest=SMALLEST_TRAINED, ranks=ranks, tokens=tokens)
+        seen = self.seen(images, smallest=SMALLEST_TRAINED, ranks=ranks, tokens=tokens)
+        features = self.backbone(seen)
         proposals, losses = self.proposal_generator(features, sizes, targets, generators)
-        logits = self.sem_seg_head(features)
+        logits = self.sem_seg_head(features, seen)
         maps = pad_semantic(targets, [self.sem_seg_head.stride * side for side in logits.shape[2:]])
         losses["loss_sem_seg"] = self.semantic_weight * semantic_loss(logits, maps, ranks)
         boxes = [image.boxes for image in proposals]
-        return losses | self.roi_heads.losses(for_boxes(features), sizes, boxes, targets, generators, ranks)
+        pooled_from = for_boxes(features)
+        return losses | self.roi_heads.losses(pooled_from, sizes, boxes, targets, generators, ranks, tokens=seen)
 
     @torch.no_grad()
     def predict(
@@ -266,11 +282,12 @@ class PanopticCascadeRCNN(nn.Module):
             tokens = self.frozen(images)
         if tokens is not None:
             tokens = [seen.to(self.pixel_mean.device) for seen in tokens]
-        features = self.features(images, tokens=tokens)
-        logits = self.sem_seg_head(features)
+        seen = self.seen(images, tokens=tokens)
+        features = self.backbone(seen)
+        logits = self.sem_seg_head(features, seen)
         proposals, _ = self.proposal_generator(features, sizes)
         pooled_from = for_boxes(features)
-        detections = self.roi_heads.detect(pooled_from, sizes, [image.boxes for image in proposals])
+        detections = self.roi_heads.detect(pooled_from, sizes, [image.boxes for image in proposals], tokens=seen)
         masks = self._mask_probs(pooled_from, detections)
         outputs = sizes if output_sizes is None else output_sizes
         return [
@@ -278,21 +295,21 @@ class PanopticCascadeRCNN(nn.Module):
             for place, image in enumerate(zip(detections, masks, logits, images, outputs, strict=True))
         ]
 
-    def features(
+    def seen(
         self,
         images: Sequence[Tensor],
         *,
         smallest: int = DIVISOR,
         ranks: Ranks = ALONE,
         tokens: Sequence[Tensor] | None = None,
-    ) -> list[Tensor]:
-        """The maps of the pyramid, finest first, of the images, all padded to one frame; arguments as in `prepare` and
-        `forward`."""
+    ) -> Tensor:
+        """What `backbone` makes the pyramid of: the images, all padded to one frame, or the frozen transformer's tokens
+        of them (N, D, h, w); arguments as in `prepare` and `forward`."""
         if self.frozen is None:
-            return self.backbone(self.prepare(images, smallest=smallest, ranks=ranks))
+            return self.prepare(images, smallest=smallest, ranks=ranks)
         maps = self.frozen([image.to(self.pixel_mean.device) for image in images]) if tokens is None else tokens
         height, width = self._frame(image_sizes(images), smallest, ranks)
-        return self.backbone(stack_maps(maps, (height // self.frozen.stride, width // self.frozen.stride)))
+        return stack_maps(maps, (height // self.frozen.stride, width // self.frozen.stride))
 
     def _frame(self, sizes: Sequence[tuple[int, int]], smallest: int, ranks: Ranks) -> list[int]:
         """Height and width of what holds all images that `ranks` share: what is padded enters statistics too."""

@@ -17,6 +17,7 @@ from model.panoptic.box_labels import LabelledBoxes, droploss_weights, label_box
 from model.panoptic.boxes import BoxCoder, clip_boxes, is_usable
 from model.panoptic.detections import Detections, detect
 from model.panoptic.mask_head import POOL_SIZE, MaskHead, mask_loss, mask_targets
+from model.panoptic.probes import LinearProbe, mean_tokens
 from model.panoptic.roi_align import pool_boxes
 from model.panoptic.sampling import Choose, Generators, each_generator, random_choice
 from model.panoptic.targets import Target
@@ -115,7 +116,8 @@ class CascadeRoIHeads(nn.Module):
     """Proposals on the levels from `finest` to p5 -> losses, or detections and their masks.
 
     The stages call a box an object from the three `label_ious`. Each starts from the boxes of the stage before, and
-    sends a third of its gradient into the features.
+    sends a third of its gradient into the features. With `tokens`, the channels and the stride of those of a
+    transformer, a linear probe of a box's mean token adds to the class logits of each stage.
     """
 
     def __init__(
@@ -137,12 +139,17 @@ class CascadeRoIHeads(nn.Module):
         soft_nms: bool = False,
         finest: int = 2,
         choose: Choose = random_choice,
+        tokens: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         if len(label_ious) != len(CODE_WEIGHTS):
             raise ValueError(f"label_ious must be {len(CODE_WEIGHTS)} thresholds, one a stage, got {label_ious}")
         self.box_head = nn.ModuleList(BoxHead(channels, dim) for _ in CODE_WEIGHTS)
         self.box_predictor = nn.ModuleList(BoxPredictor(dim, num_things) for _ in CODE_WEIGHTS)
+        self.probe, self.token_stride = None, 0
+        if tokens is not None:
+            dim, self.token_stride = tokens
+            self.probe = nn.ModuleList(LinearProbe(dim, num_things + 1) for _ in CODE_WEIGHTS)
         self.mask_head = MaskHead(channels, 1 if class_agnostic_masks else num_things, channels=mask_channels)
         self.class_agnostic_masks = class_agnostic_masks
         self.coders = [BoxCoder(weights) for weights in CODE_WEIGHTS]
@@ -161,6 +168,8 @@ class CascadeRoIHeads(nn.Module):
         targets: Sequence[Target],
         generators: Generators = None,
         ranks: Ranks = ALONE,
+        *,
+        tokens: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """`loss_cls_stage0`, `loss_box_reg_stage0`, ..., `loss_mask`.
 
@@ -169,13 +178,14 @@ class CascadeRoIHeads(nn.Module):
             proposals: (n, 4) boxes of each image; the true boxes join them here.
             generators: of the random choice of each image's proposals; None draws from torch's global generator.
             ranks: the processes that share the batch.
+            tokens: (N, D, h, w) of the frozen transformer, for the probes.
         """
         chances = each_generator(generators, len(targets))
         labelled = [self.sample(*image) for image in zip(proposals, targets, chances, strict=True)]
         losses = {"loss_mask": self._mask_loss(features, labelled, targets, ranks)}
         for k, coder in enumerate(self.coders):
             boxes = [image.boxes for image in labelled]
-            logits, deltas = self.stage(k, features, boxes)
+            logits, deltas = self.stage(k, features, boxes, tokens)
             refined = coder.decode(torch.cat(boxes), deltas.detach()).split([len(image) for image in boxes])
             weights = self._class_weights(refined, targets)
             classification, localisation = box_losses(logits, deltas, labelled, coder, weights, ranks)
@@ -200,13 +210,22 @@ class CascadeRoIHeads(nn.Module):
             generator=generator,
         )
 
-    def stage(self, k: int, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def stage(
+        self, k: int, features: Sequence[Tensor], boxes: Sequence[Tensor], tokens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(n, K + 1) logits and (n, 4) deltas of stage k for the boxes of all images."""
         pooled = _ScaleGradient.apply(pool_boxes(features, boxes, BOX_SIZE, finest=self.finest), 1 / len(self.coders))
-        return self.box_predictor[k](self.box_head[k](pooled))
+        logits, deltas = self.box_predictor[k](self.box_head[k](pooled))
+        if self.probe is not None and tokens is not None:
+            logits = logits + self.probe[k](mean_tokens(tokens, boxes, stride=self.token_stride)).float()
+        return logits, deltas
 
     def cascade(
-        self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], proposals: Sequence[Tensor]
+        self,
+        features: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        proposals: Sequence[Tensor],
+        tokens: Tensor | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Per image the last stage's (n, 4) boxes, not clipped, and the stages' mean (n, K + 1) probabilities."""
         boxes, counts = list(proposals), [len(image) for image in proposals]
@@ -214,17 +233,22 @@ class CascadeRoIHeads(nn.Module):
         for k, coder in enumerate(self.coders):
             if k > 0:
                 boxes = [clip_boxes(image, size) for image, size in zip(boxes, image_sizes, strict=True)]
-            logits, deltas = self.stage(k, features, boxes)
+            logits, deltas = self.stage(k, features, boxes, tokens)
             probs = probs + logits.softmax(1)
             boxes = list(coder.decode(torch.cat(boxes), deltas).split(counts))
         return boxes, list((probs / len(self.coders)).split(counts))
 
     @torch.no_grad()
     def detect(
-        self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], proposals: Sequence[Tensor]
+        self,
+        features: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        proposals: Sequence[Tensor],
+        *,
+        tokens: Tensor | None = None,
     ) -> list[Detections]:
-        """The detections of each image."""
-        boxes, probs = self.cascade(features, image_sizes, proposals)
+        """The detections of each image; `tokens` as in `losses`."""
+        boxes, probs = self.cascade(features, image_sizes, proposals, tokens)
         return [
             detect(
                 *image,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.panoptic.conv import ConvNorm
+from model.panoptic.probes import LinearProbe
 from model.panoptic.targets import IGNORED
 from model.ranks import ALONE, Ranks
 
@@ -23,10 +24,19 @@ COARSEST = 5  # level, of stride 32
 class SemanticHead(nn.Module):
     """Maps from level `finest` to p5 (N, C, h, w) -> (N, classes, h', w') logits at the stride of the finest, 4 for p2.
 
-    Every level is brought to that stride by convolutions, each but the finest's followed by bilinear doubling.
+    Every level is brought to that stride by convolutions, each but the finest's followed by bilinear doubling. With
+    `tokens`, the channels and the stride of those of a transformer, a linear probe of them adds its logits.
     """
 
-    def __init__(self, channels_in: int, num_classes: int, *, channels: int = 128, finest: int = 2) -> None:
+    def __init__(
+        self,
+        channels_in: int,
+        num_classes: int,
+        *,
+        channels: int = 128,
+        finest: int = 2,
+        tokens: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.levels, self.stride = range(finest, COARSEST + 1), 2**finest
         for level in self.levels:
@@ -40,14 +50,19 @@ class SemanticHead(nn.Module):
         self.predictor = nn.Conv2d(channels, num_classes, 1)
         nn.init.kaiming_normal_(self.predictor.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(cast(Tensor, self.predictor.bias))
+        self.probe = None if tokens is None else LinearProbe(tokens[0], num_classes)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], tokens: Tensor | None = None) -> Tensor:
         total: Tensor | None = None
         for level, level_map in zip(self.levels, features, strict=False):
             x = self.get_submodule(f"p{level}")(level_map)
             total = x if total is None else total + x
         assert total is not None
-        return self.predictor(total)
+        logits = self.predictor(total)
+        if self.probe is None or tokens is None:
+            return logits
+        probed = self.probe(tokens.movedim(1, 3)).movedim(3, 1)
+        return logits + F.interpolate(probed, logits.shape[2:], mode="bilinear", align_corners=False)
 
 
 def semantic_loss(logits: Tensor, targets: Tensor, ranks: Ranks = ALONE) -> Tensor:

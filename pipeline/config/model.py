@@ -51,13 +51,15 @@ class NetworkConfig(Section):
     soft_nms: bool = False  # below it, a score falls by the IoU with the best of the better ones
     mask_scores: bool = False  # a score is times the mean probability of the mask's pixels
     photo_outlines: bool = False  # vit alone: the masks of its patches get the outlines of the photo
+    linear_probes: bool = False  # vit alone: classes of boxes and of stuff are told by its tokens, too
 
     @model_validator(mode="after")
     def _fits_its_pyramid(self) -> NetworkConfig:
         if self.finest_stride != 4 and self.backbone != "vit":
             raise ValueError(f"finest_stride {self.finest_stride} is of a vit, and backbone is {self.backbone}")
-        if self.photo_outlines and self.backbone != "vit":
-            raise ValueError(f"photo_outlines are of masks behind a vit, and backbone is {self.backbone}: leave it out")
+        for key in ("photo_outlines", "linear_probes"):
+            if getattr(self, key) and self.backbone != "vit":
+                raise ValueError(f"{key} needs the tokens of a vit, and backbone is {self.backbone}: leave it out")
         levels = {4: 5, 8: 4}[self.finest_stride]
         if len(self.anchor_sizes) != levels:
             raise ValueError(

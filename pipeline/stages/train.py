@@ -37,6 +37,7 @@ LATER_OF_NETWORK = (
     "soft_nms",
     "mask_scores",
     "photo_outlines",
+    "linear_probes",
 )
 
 

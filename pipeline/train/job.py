@@ -24,7 +24,8 @@ from workers.training.trainer import Optimisation
 CHECKPOINT = "checkpoint.pt"
 ARTIFACT = "artifact.json"
 PREDICTIONS = "predictions"  # folder of pictures
-PER_CLASS = ("box_predictor.", "mask_head.predictor.", "sem_seg_head.predictor.")  # layers that know the classes
+# Layers that know the classes; the mask head's only where a class has masks of its own.
+PER_CLASS = (".cls_score.", "mask_head.predictor.", "sem_seg_head.predictor.", ".probe.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,8 @@ def build_model(job: TrainJob, device: str = "cpu") -> PanopticCascadeRCNN:
         state, about, _ = read_weights(settings.init)
         _require_same_transformer(settings, about)
         if settings.init_classes == "new":
-            own = model.state_dict()
-            state = {name: own[name] if _knows_classes(name) else values for name, values in state.items()}
+            state = {name: values for name, values in state.items() if not _knows_classes(name, model)}
+            state |= {name: values for name, values in model.state_dict().items() if _knows_classes(name, model)}
         load_state(
             model, state, num_things=photos.num_things, num_stuff=photos.num_stuff, origin=storage.redact(settings.init)
         )
@@ -99,8 +100,10 @@ def _require_same_transformer(settings: TrainSettings, about: dict[str, Any]) ->
         )
 
 
-def _knows_classes(name: str) -> bool:
-    return any(layer in name for layer in PER_CLASS) and "bbox_pred" not in name
+def _knows_classes(name: str, model: PanopticCascadeRCNN) -> bool:
+    if name.startswith("roi_heads.mask_head.") and model.roi_heads.class_agnostic_masks:
+        return False
+    return any(layer in name for layer in PER_CLASS)
 
 
 def write_checkpoint(job: TrainJob, state: dict[str, Any], record: dict[str, Any]) -> None:

@@ -113,10 +113,10 @@ def test_a_photo_alone_and_in_a_batch_is_seen_alike() -> None:
     model = tiny_vit()
     images = [photo(64, 96), photo(64, 90, 1)]
     batch = model.predict(images)
-    stuff = model.sem_seg_head(model.features(images))
+    stuff = model.sem_seg_head(model.backbone(model.seen(images)))
     for image, found, logits in zip(images, batch, stuff, strict=True):
         (alone,) = model.predict([image])
-        (seen,) = model.sem_seg_head(model.features([image]))
+        (seen,) = model.sem_seg_head(model.backbone(model.seen([image])))
         torch.testing.assert_close(seen, logits, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(alone.boxes, found.boxes, rtol=1e-3, atol=1e-2)
         # a product of another size sums in another order: a pixel between two classes may go the other way
@@ -175,7 +175,7 @@ def test_masks_get_the_outlines_of_the_photo_when_that_is_asked_for(monkeypatch:
         assert torch.equal(seen[1], image)
         torch.testing.assert_close(seen[2], frame)
         assert after.masks.all() and after.masks.shape == before.masks.shape
-    with pytest.raises(ValueError, match="photo_outlines are of masks behind a vit"):
+    with pytest.raises(ValueError, match="photo_outlines needs the tokens of a vit"):
         PanopticCascadeRCNN(2, 1, photo_outlines=True)
 
 

@@ -186,6 +186,7 @@ def test_weights_to_start_from(scenes: Path, unbroken: Path, tmp_path: Path) -> 
     name = "roi_heads.box_head.0.fc1.weight"
     assert torch.equal(fresh[name], state[name])
     assert fresh["roi_heads.box_predictor.0.cls_score.weight"].shape[0] == 10
+    assert fresh["roi_heads.mask_head.predictor.weight"].shape[0] == 9
 
 
 def test_a_checkpoint_of_another_training_is_refused(

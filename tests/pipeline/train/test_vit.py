@@ -32,7 +32,7 @@ from workers.training.trainer import LossNotFinite, Optimisation
 FROZEN = FrozenBackbone("patch-dct", "random:0", "random:0")
 SETTINGS = TrainSettings(
     Optimisation(steps=4, batch_size=2, warmup_steps=0, rate=0.001),
-    {**NETWORK, "backbone": "vit", "patch_stride": 8},
+    {**NETWORK, "backbone": "vit", "patch_stride": 8, "linear_probes": True},
     short_sides=(64, 80),
     flip=0,  # kept tokens are mirrored, and others those of the mirrored photo
     frozen=FROZEN,
@@ -195,6 +195,26 @@ def test_weights_to_start_from_must_stand_behind_the_same_transformer(
         build(frozen=FrozenBackbone("patch-dct", "random:1", "random:1"))
     with pytest.raises(ValueError, match=r"this training behind a ResNet: set backbone\.name"):
         build(frozen=None, model=NETWORK)
+
+
+@pytest.mark.parametrize("own_masks", [True, False])
+def test_new_classes_keep_what_knows_none(photos: CocoPhotos, unbroken: Path, tmp_path: Path, own_masks: bool) -> None:
+    """Probes and class scores start anew, boxes do not, and masks if a class has its own; probes may be new, too."""
+    network = SETTINGS.model | {"class_agnostic_masks": not own_masks}
+    old = replace(SETTINGS, model={name: value for name, value in network.items() if name != "linear_probes"})
+    before = build_model(TrainJob(photos, old, str(tmp_path), "x", "cpu", 1, 9, 1))
+    with torch.no_grad():
+        for values in before.parameters():
+            values += 0.125
+    torch.save({"model": before.state_dict()}, tmp_path / "before.pth")
+    settings = replace(SETTINGS, model=network, init=str(tmp_path / "before.pth"), init_classes="new")
+    after = build_model(TrainJob(photos, settings, str(tmp_path), "x", "cpu", 1, 9, 1)).state_dict()
+    kept = {name for name, values in before.state_dict().items() if torch.equal(values, after[name])}
+    new = {name for name in after if name not in kept}
+    learnt = {name.removesuffix(".weight").removesuffix(".bias") for name in new}
+    stages = {f"roi_heads.{layer}" for k in range(3) for layer in (f"box_predictor.{k}.cls_score", f"probe.{k}")}
+    masks = {"roi_heads.mask_head.predictor"} if own_masks else set()
+    assert learnt == stages | masks | {"sem_seg_head.predictor", "sem_seg_head.probe"}
 
 
 def test_a_model_asks_for_its_transformer_by_checksum(unbroken: Path, tmp_path: Path) -> None:
