@@ -27,6 +27,10 @@ AUTHOR = "u2label"
 
 CLS_SCORE = "roi_heads.box_predictor.0.cls_score.weight"  # (K + 1, 1024), background last
 SEMANTIC = "sem_seg_head.predictor.weight"  # (S + 1, 128, 1, 1), class 0 = "things"
+PROBES = (
+    "roi_heads.box_predictor.0.probe.weight",
+    "sem_seg_head.probe.weight",
+)  # (K, D), (S, D): where they are, they count
 BOTTOM_UP = "backbone.bottom_up."
 # Constants that old detectron2 kept in the state dict; the model makes them from its settings.
 CONSTANTS = re.compile(r"pixel_(mean|std)|.*anchor_generator\.cell_anchors\..*")
@@ -77,8 +81,8 @@ def class_counts(state: Mapping[str, Tensor]) -> ClassCounts:
     missing = [name for name in (CLS_SCORE, SEMANTIC) if name not in state]
     if missing:
         raise ValueError(f"these are no weights of a panoptic cascade R-CNN: {_some(missing)} missing")
-    things, stuff = (state[name].shape[:1].numel() - 1 for name in (CLS_SCORE, SEMANTIC))
-    return ClassCounts(things, stuff)
+    pairs = zip(PROBES, (CLS_SCORE, SEMANTIC), strict=True)
+    return ClassCounts(*(len(state[probe]) if probe in state else len(state[plain]) - 1 for probe, plain in pairs))
 
 
 def load_detectron2(model: nn.Module, path: str | Path, *, num_things: int, num_stuff: int) -> None:

@@ -103,7 +103,7 @@ class NetworkSettings:
     soft_nms: bool = False  # below it, a score falls by the IoU with the best of the better ones
     mask_scores: bool = False  # a score is times the mean probability of the mask's pixels
     photo_outlines: bool = False  # masks, whose cells are of patches, get the outlines of the photo
-    linear_probes: bool = False  # classes are told by a frozen transformer's tokens, too: see `LinearProbe`
+    linear_probes: bool = False  # classes are told by a frozen transformer's tokens: see `LinearProbe`
     detections_per_image: int = 100
     class_agnostic: bool = False  # one detection a box, of its likeliest class, scored as an object of any
     class_agnostic_masks: bool = False  # a box has one mask, whatever its class
@@ -153,7 +153,7 @@ class NetworkSettings:
             soft_nms=self.soft_nms,
             finest=self.finest,
             choose=choose,
-            tokens=self.probed(frozen),
+            tokens=(frozen.dim, frozen.stride) if self.linear_probes and frozen is not None else None,
         )
 
     def stuff(self, num_stuff: int, frozen: FrozenPatches | None) -> SemanticHead:
@@ -162,12 +162,8 @@ class NetworkSettings:
             num_stuff + 1,
             channels=self.semantic_channels,
             finest=self.finest,
-            tokens=self.probed(frozen),
+            tokens=frozen.dim if self.linear_probes and frozen is not None and num_stuff else None,
         )
-
-    def probed(self, frozen: FrozenPatches | None) -> tuple[int, int] | None:
-        """Channels and stride of the tokens that probes read."""
-        return (frozen.dim, frozen.stride) if self.linear_probes and frozen is not None else None
 
     def pyramid(self, frozen: FrozenPatches | None) -> FPN | SimplePyramid:
         """ValueError: a transformer is missing, or there is one beside a ResNet."""

@@ -43,18 +43,26 @@ class BoxHead(nn.Module):
 
 
 class BoxPredictor(nn.Module):
-    """(n, dim) -> (n, K + 1) class logits, background last, and (n, 4) deltas, float32."""
+    """(n, dim) -> (n, K + 1) class logits, background last, and (n, 4) deltas, float32.
 
-    def __init__(self, dim: int, num_things: int) -> None:
+    With a probe of `probed` channels, `cls_score` tells an object, its first row, from background alone, and the probe
+    of a box's mean token, (n, probed), tells which: the logits are those of the two's product.
+    """
+
+    def __init__(self, dim: int, num_things: int, probed: int | None = None) -> None:
         super().__init__()
-        self.cls_score = nn.Linear(dim, num_things + 1)
+        self.cls_score = nn.Linear(dim, num_things + 1 if probed is None else 2)
         self.bbox_pred = nn.Linear(dim, 4)
+        self.probe = None if probed is None else LinearProbe(probed, num_things)
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.cls_score(x).float(), self.bbox_pred(x).float()
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        logits = self.cls_score(x).float()
+        if self.probe is not None and tokens is not None:
+            logits = torch.cat([logits[:, :1] + self.probe(tokens).float().log_softmax(1), logits[:, 1:]], dim=1)
+        return logits, self.bbox_pred(x).float()
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -117,7 +125,7 @@ class CascadeRoIHeads(nn.Module):
 
     The stages call a box an object from the three `label_ious`. Each starts from the boxes of the stage before, and
     sends a third of its gradient into the features. With `tokens`, the channels and the stride of those of a
-    transformer, a linear probe of a box's mean token adds to the class logits of each stage.
+    transformer, linear probes of a box's mean token tell the classes in each stage.
     """
 
     def __init__(
@@ -145,11 +153,9 @@ class CascadeRoIHeads(nn.Module):
         if len(label_ious) != len(CODE_WEIGHTS):
             raise ValueError(f"label_ious must be {len(CODE_WEIGHTS)} thresholds, one a stage, got {label_ious}")
         self.box_head = nn.ModuleList(BoxHead(channels, dim) for _ in CODE_WEIGHTS)
-        self.box_predictor = nn.ModuleList(BoxPredictor(dim, num_things) for _ in CODE_WEIGHTS)
-        self.probe, self.token_stride = None, 0
-        if tokens is not None:
-            dim, self.token_stride = tokens
-            self.probe = nn.ModuleList(LinearProbe(dim, num_things + 1) for _ in CODE_WEIGHTS)
+        channels_probed, self.token_stride = tokens or (None, 0)
+        self.probed = tokens is not None
+        self.box_predictor = nn.ModuleList(BoxPredictor(dim, num_things, channels_probed) for _ in CODE_WEIGHTS)
         self.mask_head = MaskHead(channels, 1 if class_agnostic_masks else num_things, channels=mask_channels)
         self.class_agnostic_masks = class_agnostic_masks
         self.coders = [BoxCoder(weights) for weights in CODE_WEIGHTS]
@@ -215,10 +221,10 @@ class CascadeRoIHeads(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(n, K + 1) logits and (n, 4) deltas of stage k for the boxes of all images."""
         pooled = _ScaleGradient.apply(pool_boxes(features, boxes, BOX_SIZE, finest=self.finest), 1 / len(self.coders))
-        logits, deltas = self.box_predictor[k](self.box_head[k](pooled))
-        if self.probe is not None and tokens is not None:
-            logits = logits + self.probe[k](mean_tokens(tokens, boxes, stride=self.token_stride)).float()
-        return logits, deltas
+        means = None
+        if self.probed and tokens is not None:
+            means = mean_tokens(tokens, boxes, stride=self.token_stride)
+        return self.box_predictor[k](self.box_head[k](pooled), means)
 
     def cascade(
         self,

@@ -25,7 +25,8 @@ class SemanticHead(nn.Module):
     """Maps from level `finest` to p5 (N, C, h, w) -> (N, classes, h', w') logits at the stride of the finest, 4 for p2.
 
     Every level is brought to that stride by convolutions, each but the finest's followed by bilinear doubling. With
-    `tokens`, the channels and the stride of those of a transformer, a linear probe of them adds its logits.
+    `tokens`, the channels of those of a transformer, `predictor` tells things from stuff alone, and a linear probe of
+    the tokens tells which stuff: the logits are those of the two's product.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class SemanticHead(nn.Module):
         *,
         channels: int = 128,
         finest: int = 2,
-        tokens: tuple[int, int] | None = None,
+        tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.levels, self.stride = range(finest, COARSEST + 1), 2**finest
@@ -47,10 +48,10 @@ class SemanticHead(nn.Module):
                 if level > finest:
                     layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
             self.add_module(f"p{level}", nn.Sequential(*layers))
-        self.predictor = nn.Conv2d(channels, num_classes, 1)
+        self.predictor = nn.Conv2d(channels, num_classes if tokens is None else 2, 1)
         nn.init.kaiming_normal_(self.predictor.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(cast(Tensor, self.predictor.bias))
-        self.probe = None if tokens is None else LinearProbe(tokens[0], num_classes)
+        self.probe = None if tokens is None else LinearProbe(tokens, num_classes - 1)
 
     def forward(self, features: Sequence[Tensor], tokens: Tensor | None = None) -> Tensor:
         total: Tensor | None = None
@@ -61,8 +62,9 @@ class SemanticHead(nn.Module):
         logits = self.predictor(total)
         if self.probe is None or tokens is None:
             return logits
-        probed = self.probe(tokens.movedim(1, 3)).movedim(3, 1)
-        return logits + F.interpolate(probed, logits.shape[2:], mode="bilinear", align_corners=False)
+        stuff = self.probe(tokens.movedim(1, 3)).movedim(3, 1).float()
+        stuff = F.interpolate(stuff, logits.shape[2:], mode="bilinear", align_corners=False)
+        return torch.cat([logits[:, :1], logits[:, 1:] + stuff.log_softmax(1)], dim=1)
 
 
 def semantic_loss(logits: Tensor, targets: Tensor, ranks: Ranks = ALONE) -> Tensor:

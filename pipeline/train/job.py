@@ -24,8 +24,7 @@ from workers.training.trainer import Optimisation
 CHECKPOINT = "checkpoint.pt"
 ARTIFACT = "artifact.json"
 PREDICTIONS = "predictions"  # folder of pictures
-# Layers that know the classes; the mask head's only where a class has masks of its own.
-PER_CLASS = (".cls_score.", "mask_head.predictor.", "sem_seg_head.predictor.", ".probe.")
+PER_CLASS = (".probe.", "sem_seg_head.predictor.")  # layers that always know the classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +100,11 @@ def _require_same_transformer(settings: TrainSettings, about: dict[str, Any]) ->
 
 
 def _knows_classes(name: str, model: PanopticCascadeRCNN) -> bool:
-    if name.startswith("roi_heads.mask_head.") and model.roi_heads.class_agnostic_masks:
-        return False
+    heads = model.roi_heads
+    if "mask_head.predictor." in name:
+        return not heads.class_agnostic_masks
+    if ".cls_score." in name:
+        return not heads.probed
     return any(layer in name for layer in PER_CLASS)
 
 

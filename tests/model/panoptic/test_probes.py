@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.checkpoint.detectron2 import class_counts
 from model.panoptic.network import PanopticCascadeRCNN
 from model.panoptic.probes import LinearProbe, mean_tokens
+from model.panoptic.roi_heads import BoxPredictor
 from tests.model.panoptic.test_frozen import photo, square
 from tests.tiny_panoptic import tiny_vit
 
@@ -34,24 +36,41 @@ def test_boxes_of_no_size_or_outside_have_the_nearest_token() -> None:
     torch.testing.assert_close(mean_tokens(tokens, [boxes], stride=STRIDE)[:, 0], torch.tensor([8.0, 0.0, 23.0]))
 
 
-def test_a_probe_that_has_learnt_nothing_says_nothing() -> None:
+def test_probes_tell_the_class_of_an_object_and_not_whether_there_is_one() -> None:
     assert not LinearProbe(5, 3)(torch.randn(2, 5)).any()
-    plain, probed = tiny_vit(score_threshold=0.0), tiny_vit(score_threshold=0.0, linear_probes=True)
-    missing, unexpected = probed.load_state_dict(plain.state_dict(), strict=False)
-    assert not unexpected and {name.rsplit("probe", 1)[0] for name in missing} == {"roi_heads.", "sem_seg_head."}
-    for name in missing:
-        probed.get_parameter(name).data.zero_()
-    (before,), (after,) = plain.predict([photo(64, 96)]), probed.predict([photo(64, 96)])
-    assert torch.equal(before.scores, after.scores) and torch.equal(before.semantic, after.semantic)
+    model = tiny_vit(score_threshold=0.0, linear_probes=True, class_agnostic=True)
+    (before,) = model.predict([photo(64, 96)])
     with torch.no_grad():
-        for k, probe in enumerate(probed.roi_heads.probe or ()):
-            probe.bias[1] += 9.0 * (k > 0)
-        assert probed.sem_seg_head.probe is not None
-        probed.sem_seg_head.probe.bias[1] += 99.0
-    (told,) = probed.predict([photo(64, 96)])
-    assert (told.semantic == 1).all() and told.classes.bincount(minlength=2)[1] > before.classes.bincount(minlength=2)[
-        1
-    ]
+        for head in model.roi_heads.box_predictor:
+            head.probe.bias[0] += 99.0
+        assert model.sem_seg_head.probe is not None
+        model.sem_seg_head.probe.bias[1] += 99.0
+    (after,) = model.predict([photo(64, 96)])
+    torch.testing.assert_close(before.scores, after.scores)
+    torch.testing.assert_close(before.boxes, after.boxes)
+    assert set(before.classes.tolist()) != {0} == set(after.classes.tolist())
+    assert set(after.semantic.flatten().tolist()) == {0, 2}
+
+
+def test_logits_are_of_an_object_times_its_class() -> None:
+    predictor = BoxPredictor(6, 3, probed=5)
+    assert predictor.probe is not None
+    torch.nn.init.normal_(predictor.probe.weight)
+    x, tokens = torch.randn(4, 6), torch.randn(4, 5)
+    probs = predictor(x, tokens)[0].softmax(1)
+    told = predictor.cls_score(x).softmax(1)
+    torch.testing.assert_close(probs[:, 3], told[:, 1])
+    torch.testing.assert_close(probs[:, :3], told[:, :1] * predictor.probe(tokens).softmax(1))
+
+
+def test_classes_are_counted_by_the_probes() -> None:
+    assert class_counts(tiny_vit(7, 4, linear_probes=True).state_dict()) == (7, 4)
+    assert class_counts(tiny_vit(7, 0, linear_probes=True).state_dict()) == (7, 0)
+
+
+def test_without_stuff_all_is_things() -> None:
+    (found,) = tiny_vit(3, 0, linear_probes=True).predict([photo(64, 96)])
+    assert not found.semantic.any()
 
 
 @pytest.mark.parametrize("settings", [{}, {"finest_stride": 8, "anchor_sizes": (16, 32, 64, 128)}, {"patch_stride": 8}])

@@ -198,23 +198,23 @@ def test_weights_to_start_from_must_stand_behind_the_same_transformer(
 
 
 @pytest.mark.parametrize("own_masks", [True, False])
-def test_new_classes_keep_what_knows_none(photos: CocoPhotos, unbroken: Path, tmp_path: Path, own_masks: bool) -> None:
-    """Probes and class scores start anew, boxes do not, and masks if a class has its own; probes may be new, too."""
-    network = SETTINGS.model | {"class_agnostic_masks": not own_masks}
-    old = replace(SETTINGS, model={name: value for name, value in network.items() if name != "linear_probes"})
-    before = build_model(TrainJob(photos, old, str(tmp_path), "x", "cpu", 1, 9, 1))
+@pytest.mark.parametrize("probes", [True, False])
+def test_new_classes_keep_what_knows_none(photos: CocoPhotos, tmp_path: Path, probes: bool, own_masks: bool) -> None:
+    """Class scores start anew, or their probes alone; boxes do not, and masks if a class has its own."""
+    network = SETTINGS.model | {"class_agnostic_masks": not own_masks, "linear_probes": probes}
+    settings = replace(SETTINGS, model=network)
+    before = build_model(TrainJob(photos, settings, str(tmp_path), "x", "cpu", 1, 9, 1))
     with torch.no_grad():
         for values in before.parameters():
             values += 0.125
     torch.save({"model": before.state_dict()}, tmp_path / "before.pth")
-    settings = replace(SETTINGS, model=network, init=str(tmp_path / "before.pth"), init_classes="new")
+    settings = replace(settings, init=str(tmp_path / "before.pth"), init_classes="new")
     after = build_model(TrainJob(photos, settings, str(tmp_path), "x", "cpu", 1, 9, 1)).state_dict()
-    kept = {name for name, values in before.state_dict().items() if torch.equal(values, after[name])}
-    new = {name for name in after if name not in kept}
-    learnt = {name.removesuffix(".weight").removesuffix(".bias") for name in new}
-    stages = {f"roi_heads.{layer}" for k in range(3) for layer in (f"box_predictor.{k}.cls_score", f"probe.{k}")}
-    masks = {"roi_heads.mask_head.predictor"} if own_masks else set()
-    assert learnt == stages | masks | {"sem_seg_head.predictor", "sem_seg_head.probe"}
+    new = {name for name, values in before.state_dict().items() if not torch.equal(values, after[name])}
+    layers = {name.removesuffix(".weight").removesuffix(".bias") for name in new}
+    scores = {f"roi_heads.box_predictor.{k}.{'probe' if probes else 'cls_score'}" for k in range(3)}
+    stuff = {"sem_seg_head.predictor", *(["sem_seg_head.probe"] if probes else [])}
+    assert layers == scores | stuff | ({"roi_heads.mask_head.predictor"} if own_masks else set())
 
 
 def test_a_model_asks_for_its_transformer_by_checksum(unbroken: Path, tmp_path: Path) -> None:
