@@ -101,6 +101,8 @@ class Config(Section):
             raise ValueError("self_training.rounds goes on from the run's own labels: leave out train.labels")
         if self.train.nested is not None and self.instances.method != "merge_tree":
             raise ValueError("train.nested is of the nested masks of instances.method merge_tree: leave it out")
+        if self.self_training.soft and not self.train.whole_masks:
+            raise ValueError("self_training.soft is of the scores of whole masks: leave out train.whole_masks")
         if self.self_training.rounds and self.train.names:
             raise ValueError("self_training.rounds goes on from labels without names: leave out train.names")
         return self

@@ -153,3 +153,4 @@ class SelfTrainingConfig(Section):
     thresholds: tuple[Score, ...] = Field((0.7, 0.65), min_length=1)  # least score, round by round
     max_iou: float = Field(0.5, ge=0, le=1)  # an old mask that a prediction overlaps more is replaced
     most: int = Field(30, ge=1)  # predictions a photo
+    soft: bool = False  # a prediction is wanted to be an object as surely as it was one, and not more

@@ -70,7 +70,8 @@ class Train(FitStage):
             if config.train.cache and config.train.flip:  # kept tokens are mirrored, in place of the photo
                 fit["mirrored"] = "tokens"
         if self.round:
-            return {"self_training": config.self_training.model_dump(include={"steps", "rate"}), **fit}
+            again = config.self_training.model_dump(include={"steps", "rate"})
+            return {"self_training": again | ({"soft": True} if config.self_training.soft else {}), **fit}
         train = config.train
         human = {} if train.labels is None else {"labels": facts.checksum("train.labels", train.labels)}
         names = {"names": facts.names()} if train.names else {}
@@ -137,10 +138,11 @@ class Train(FitStage):
             )
         panoptic = run.stages[self.inputs(config)[0]]
         whole = (panoptic if self.round else run.stages[learnt_masks(config)]) if train.whole_masks else None
-        nested = train.nested is not None
+        soft = train.soft or (self.round > 0 and config.self_training.soft)
+        nested = train.nested is not None or soft
         identity = f"{panoptic.fingerprint} {whole.fingerprint}" if nested and whole else panoptic.fingerprint
-        identity += " soft" if train.soft else ""
-        labels = Labels(panoptic.parts(), whole.parts() if whole else (), identity, nested, train.soft)
+        identity += " soft" if soft else ""
+        labels = Labels(panoptic.parts(), whole.parts() if whole else (), identity, nested, soft)
         return PhotosOfLabels(
             run.index,
             labels,

@@ -12,13 +12,14 @@ from PIL import Image
 
 from model.checkpoint.files import load_checkpoint
 from pipeline.config import Config, load_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StageFailed
 from pipeline.evaluate.score import evaluate_run
 from pipeline.export.coco import export_coco
 from pipeline.operations.run import run
 from pipeline.predict.run import predict_photos
 from pipeline.predict.weights import load_predictor
 from pipeline.stages.parts import find_parts
+from pipeline.train.photos import TrainingPhotos
 from tests.integration.conftest import SCENES, SHARDS, Start, finish, read_stage, rows
 from tests.tiny_panoptic import NETWORK
 
@@ -86,6 +87,32 @@ def test_nested_masks_a_model_behind_the_frozen_backbone_and_a_round(config_file
     assert first.config["frozen"]["identity"] == "random:0"
     assert any(not values.equal(second.state[name]) for name, values in first.state.items())
     assert len(rows(folder, "predictions_1")) == SCENES
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_soft_round_wants_predictions_as_surely_as_they_were(
+    labelled_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt: list[TrainingPhotos] = []
+
+    def keep(photos: TrainingPhotos, *_: object, **__: object) -> None:
+        learnt.append(photos)
+        raise ValueError("enough is known")
+
+    overrides = [*TRAIN, *ROUND]
+    run(load_config(str(labelled_config), overrides))
+    monkeypatch.setattr("pipeline.train.fit.fit_panoptic", keep)
+    for change in ("self_training.soft=true", "self_training.rate=0.5"):
+        with pytest.raises(StageFailed, match="enough is known"):
+            run(load_config(str(labelled_config), [*overrides, change]))
+    soft, plain = ([photos.sample(i) for i in range(len(photos))] for photos in learnt)
+    assert [sample.scores for sample in plain] == [None] * SCENES
+    labels = rows(labelled_config.parent / "run", "labels_1")
+    assert any(score is not None and score < 1 for row in labels for score in row["score"])
+    for sample, row in zip(soft, labels, strict=True):
+        assert sample.scores is not None
+        np.testing.assert_allclose(sample.scores, [1 if score is None else score for score in row["score"]])
+        np.testing.assert_array_equal(sample.classes, np.array(row["category"]) - 1)
 
 
 def check_scores(config: Config, tmp_path: Path) -> None:

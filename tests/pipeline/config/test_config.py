@@ -69,6 +69,11 @@ def test_copies_weigh_as_one_where_a_cosine_is_given(tmp_path: Path) -> None:
             ["train.network.photo_outlines=true"],
             r"backbone is resnet50: leave it out",
         ),
+        (
+            "source: {uri: a}\nrun: {uri: x}",
+            ["self_training.soft=true", "train.whole_masks=false"],
+            r"soft is of .* whole masks",
+        ),
         ("source: {uri: a}\nrun: {uri: x}", ["train.network.linear_probes=true"], r"linear_probes needs .* resnet50"),
         (
             "source: {uri: a}\nrun: {uri: x}\ntrain: {network: {backbone: vit}}",
