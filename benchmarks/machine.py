@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,15 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
     if device != "cpu":
         described["gpu"] = torch.cuda.get_device_name(torch.device(device))
     return described
+
+
+def seconds(call: Callable[[], object], device: str) -> float:
+    """Of one call, to the end of what it began on the device."""
+    start = time.perf_counter()
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def publish(result: dict[str, Any], output: Path | None) -> None:

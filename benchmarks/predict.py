@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from machine import describe_machine, publish
+from machine import describe_machine, publish, seconds
 from torch import Tensor
 
 from model.panoptic.frozen import FrozenPatches
@@ -30,14 +28,6 @@ from workers.phases import Phases
 from workers.predict import PredictWorker, resize_to_model
 
 SHORT, MAX_SIDE = 256, 448  # pixels, those of configs/photos.yaml
-
-
-def seconds(call: Callable[[], object], device: str) -> float:
-    start = time.perf_counter()
-    call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def look(frozen: FrozenPatches, resized: Tensor) -> None:

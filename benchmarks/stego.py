@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from machine import describe_machine
+from machine import describe_machine, seconds
 
 from model.backbone import load_backbone
 from model.ranks import Ranks
@@ -33,14 +31,6 @@ from workers.embeddings import to_images
 from workers.images import LoadedImage
 from workers.phases import Phases
 from workers.semantics.stego import ClassMapParams, StegoWorker
-
-
-def seconds(call: Callable[[], object], device: str) -> float:
-    start = time.perf_counter()
-    call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def training_step(channels: int, device: str) -> float:
