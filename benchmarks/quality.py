@@ -11,8 +11,8 @@ them, of `coco-instances-150` and, if DATA has it, `imagenette-1000`, whose huma
 a round of self-training: by the class-agnostic AP and AR of masks, on photos it learnt from and on those of
 `coco-panoptic-100`, which it never saw; there also by PQ, with the mapping of the other half. Few: 10 and 50 photos of
 `coco-panoptic-100` with human labels, learnt from the weights of the student of merge trees and from scratch, scored on
-its other 50. A run keeps its folder, so that a benchmark
-that was stopped goes on; the table, means over the seeds with the least and the largest, goes to stderr.
+its other 50. A run keeps its folder, so that a benchmark that was stopped goes on; the table, means over the seeds with
+the least and the largest, goes to stderr.
 """
 
 from __future__ import annotations

@@ -106,8 +106,8 @@ def load_state(
     problems += _differences(own, state)
     if problems:
         raise ValueError(
-            f"{origin} does not fit the model: {'; '.join(problems)}. Set the numbers of classes to those of the "
-            "checkpoint, or give the checkpoint of a ResNet-50 Panoptic Cascade Mask R-CNN"
+            f"{origin} does not fit the model: {'; '.join(problems)}. Set the numbers of classes and the network to "
+            "those of the checkpoint, or give a checkpoint of such a network"
         )
     model.load_state_dict(dict(state), strict=False)  # all but the counters was compared above
 

@@ -242,15 +242,14 @@ class PanopticCascadeRCNN(nn.Module):
         sizes = image_sizes(images)
         check_targets(targets, sizes, num_things=self.num_things, num_stuff=self.num_stuff)
         targets = [target.to(self.pixel_mean.device) for target in targets]
-        seen = self.seen(images, smallest=SMALLEST_TRAINED, ranks=ranks, tokens=tokens)
-        features = self.backbone(seen)
+        features, told = self._features_and_tokens(images, SMALLEST_TRAINED, ranks, tokens)
         proposals, losses = self.proposal_generator(features, sizes, targets, generators)
-        logits = self.sem_seg_head(features, seen)
+        logits = self.sem_seg_head(features, told)
         maps = pad_semantic(targets, [self.sem_seg_head.stride * side for side in logits.shape[2:]])
         losses["loss_sem_seg"] = self.semantic_weight * semantic_loss(logits, maps, ranks)
         boxes = [image.boxes for image in proposals]
         pooled_from = for_boxes(features)
-        return losses | self.roi_heads.losses(pooled_from, sizes, boxes, targets, generators, ranks, tokens=seen)
+        return losses | self.roi_heads.losses(pooled_from, sizes, boxes, targets, generators, ranks, tokens=told)
 
     @torch.no_grad()
     def predict(
@@ -278,12 +277,11 @@ class PanopticCascadeRCNN(nn.Module):
             tokens = self.frozen(images)
         if tokens is not None:
             tokens = [seen.to(self.pixel_mean.device) for seen in tokens]
-        seen = self.seen(images, tokens=tokens)
-        features = self.backbone(seen)
-        logits = self.sem_seg_head(features, seen)
+        features, told = self._features_and_tokens(images, DIVISOR, ALONE, tokens)
+        logits = self.sem_seg_head(features, told)
         proposals, _ = self.proposal_generator(features, sizes)
         pooled_from = for_boxes(features)
-        detections = self.roi_heads.detect(pooled_from, sizes, [image.boxes for image in proposals], tokens=seen)
+        detections = self.roi_heads.detect(pooled_from, sizes, [image.boxes for image in proposals], tokens=told)
         masks = self._mask_probs(pooled_from, detections)
         outputs = sizes if output_sizes is None else output_sizes
         return [
@@ -291,21 +289,21 @@ class PanopticCascadeRCNN(nn.Module):
             for place, image in enumerate(zip(detections, masks, logits, images, outputs, strict=True))
         ]
 
-    def seen(
-        self,
-        images: Sequence[Tensor],
-        *,
-        smallest: int = DIVISOR,
-        ranks: Ranks = ALONE,
-        tokens: Sequence[Tensor] | None = None,
-    ) -> Tensor:
-        """What `backbone` makes the pyramid of: the images, all padded to one frame, or the frozen transformer's tokens
-        of them (N, D, h, w); arguments as in `prepare` and `forward`."""
+    def features(self, images: Sequence[Tensor], *, ranks: Ranks = ALONE) -> list[Tensor]:
+        """The maps of the pyramid, finest first, of the images, all padded to one frame; arguments as in `forward`."""
+        return self._features_and_tokens(images, DIVISOR, ranks, None)[0]
+
+    def _features_and_tokens(
+        self, images: Sequence[Tensor], smallest: int, ranks: Ranks, tokens: Sequence[Tensor] | None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """The same in a frame of at least `smallest`, and the transformer's map of tokens (N, D, h, w), if there is
+        one."""
         if self.frozen is None:
-            return self.prepare(images, smallest=smallest, ranks=ranks)
+            return self.backbone(self.prepare(images, smallest=smallest, ranks=ranks)), None
         maps = self.frozen([image.to(self.pixel_mean.device) for image in images]) if tokens is None else tokens
         height, width = self._frame(image_sizes(images), smallest, ranks)
-        return stack_maps(maps, (height // self.frozen.stride, width // self.frozen.stride))
+        stacked = stack_maps(maps, (height // self.frozen.stride, width // self.frozen.stride))
+        return self.backbone(stacked), stacked
 
     def _frame(self, sizes: Sequence[tuple[int, int]], smallest: int, ranks: Ranks) -> list[int]:
         """Height and width of what holds all images that `ranks` share: what is padded enters statistics too."""

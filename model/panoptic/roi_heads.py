@@ -17,7 +17,7 @@ from model.panoptic.box_labels import LabelledBoxes, droploss_weights, label_box
 from model.panoptic.boxes import BoxCoder, clip_boxes, is_usable
 from model.panoptic.detections import Detections, detect
 from model.panoptic.mask_head import POOL_SIZE, MaskHead, mask_loss, mask_targets
-from model.panoptic.probes import LinearProbe, mean_tokens
+from model.panoptic.probes import LinearProbe, TokenSums
 from model.panoptic.roi_align import pool_boxes
 from model.panoptic.sampling import Choose, Generators, each_generator, random_choice
 from model.panoptic.targets import Target
@@ -60,7 +60,9 @@ class BoxPredictor(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
         logits = self.cls_score(x).float()
-        if self.probe is not None and tokens is not None:
+        if self.probe is not None:
+            if tokens is None:
+                raise ValueError("a probe needs the mean token of every box")
             logits = torch.cat([logits[:, :1] + self.probe(tokens).float().log_softmax(1), logits[:, 1:]], dim=1)
         return logits, self.bbox_pred(x).float()
 
@@ -186,12 +188,12 @@ class CascadeRoIHeads(nn.Module):
             ranks: the processes that share the batch.
             tokens: (N, D, h, w) of the frozen transformer, for the probes.
         """
-        chances = each_generator(generators, len(targets))
+        chances, sums = each_generator(generators, len(targets)), self._token_sums(tokens)
         labelled = [self.sample(*image) for image in zip(proposals, targets, chances, strict=True)]
         losses = {"loss_mask": self._mask_loss(features, labelled, targets, ranks)}
         for k, coder in enumerate(self.coders):
             boxes = [image.boxes for image in labelled]
-            logits, deltas = self.stage(k, features, boxes, tokens)
+            logits, deltas = self.stage(k, features, boxes, sums)
             refined = coder.decode(torch.cat(boxes), deltas.detach()).split([len(image) for image in boxes])
             weights = self._class_weights(refined, targets)
             classification, localisation = box_losses(logits, deltas, labelled, coder, weights, ranks)
@@ -216,15 +218,20 @@ class CascadeRoIHeads(nn.Module):
             generator=generator,
         )
 
+    def _token_sums(self, tokens: Tensor | None) -> TokenSums | None:
+        """Where there are probes. ValueError: they have no tokens."""
+        if not self.probed:
+            return None
+        if tokens is None:
+            raise ValueError("probes need the tokens of the frozen transformer")
+        return TokenSums(tokens, stride=self.token_stride)
+
     def stage(
-        self, k: int, features: Sequence[Tensor], boxes: Sequence[Tensor], tokens: Tensor | None = None
+        self, k: int, features: Sequence[Tensor], boxes: Sequence[Tensor], tokens: TokenSums | None = None
     ) -> tuple[Tensor, Tensor]:
         """(n, K + 1) logits and (n, 4) deltas of stage k for the boxes of all images."""
         pooled = _ScaleGradient.apply(pool_boxes(features, boxes, BOX_SIZE, finest=self.finest), 1 / len(self.coders))
-        means = None
-        if self.probed and tokens is not None:
-            means = mean_tokens(tokens, boxes, stride=self.token_stride)
-        return self.box_predictor[k](self.box_head[k](pooled), means)
+        return self.box_predictor[k](self.box_head[k](pooled), None if tokens is None else tokens.means(boxes))
 
     def cascade(
         self,
@@ -235,11 +242,12 @@ class CascadeRoIHeads(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Per image the last stage's (n, 4) boxes, not clipped, and the stages' mean (n, K + 1) probabilities."""
         boxes, counts = list(proposals), [len(image) for image in proposals]
+        sums = self._token_sums(tokens)
         probs = features[0].new_zeros((sum(counts), self.num_things + 1), dtype=torch.float32)
         for k, coder in enumerate(self.coders):
             if k > 0:
                 boxes = [clip_boxes(image, size) for image, size in zip(boxes, image_sizes, strict=True)]
-            logits, deltas = self.stage(k, features, boxes, tokens)
+            logits, deltas = self.stage(k, features, boxes, sums)
             probs = probs + logits.softmax(1)
             boxes = list(coder.decode(torch.cat(boxes), deltas).split(counts))
         return boxes, list((probs / len(self.coders)).split(counts))

@@ -60,8 +60,10 @@ class SemanticHead(nn.Module):
             total = x if total is None else total + x
         assert total is not None
         logits = self.predictor(total)
-        if self.probe is None or tokens is None:
+        if self.probe is None:
             return logits
+        if tokens is None:
+            raise ValueError("a probe needs the tokens of the frozen transformer")
         stuff = self.probe(tokens.movedim(1, 3)).movedim(3, 1).float()
         stuff = F.interpolate(stuff, logits.shape[2:], mode="bilinear", align_corners=False)
         return torch.cat([logits[:, :1], logits[:, 1:] + stuff.log_softmax(1)], dim=1)

@@ -76,9 +76,8 @@ def fit_panoptic(
     are the same but for rounding (with copy-paste they are not: instances are pasted among a process's own images).
     `threads` read and augment images in each process. `tokens` is a folder in which those of a frozen transformer are
     kept for every photo at every size, and are mirrored and cut with it: without one the transformer sees the augmented
-    photo at every step. `config` goes
-    into the checkpoint as it is. `on_log` gets the entries of the history; those of Ray's workers now and then, in a
-    thread.
+    photo at every step. `config` goes into the checkpoint as it is. `on_log` gets the entries of the history; those of
+    Ray's workers now and then, in a thread.
 
     ValueError: a batch that the workers cannot share equally, weights that do not fit, a checkpoint of another
     training, labels that do not fit their photo, a loss that is not finite or beyond all measure (with the ids of the
@@ -86,13 +85,7 @@ def fit_panoptic(
     """
     if storage.exists(storage.join(out, ARTIFACT)):
         return TrainResult(json.loads(storage.read_bytes(storage.join(out, ARTIFACT))))
-    batch = settings.optimisation.batch_size
-    if num_workers < 0 or batch % max(1, num_workers):
-        raise ValueError(f"train.batch_size {batch} cannot be shared equally by {num_workers} workers")
-    if tokens is not None and settings.copy_paste is not None:
-        raise ValueError("tokens are kept of whole photos, and copy-paste makes new ones: leave out either")
-    if tokens is None and settings.crop:
-        raise ValueError(f"crop {settings.crop:g} enlarges parts of kept tokens: give the folder of tokens, or no crop")
+    _require_compatible(settings, num_workers, kept=tokens is not None)
     identity = _identity(photos, settings, kept=tokens is not None)
     every = max(1, checkpoint_every), max(1, picture_every)
     job = TrainJob(photos, settings, out, identity, device, *every, max(1, threads), tokens)
@@ -113,6 +106,17 @@ def fit_panoptic(
                 max_failures=max_failures,
             )
     return TrainResult(json.loads(storage.read_bytes(storage.join(out, ARTIFACT))))
+
+
+def _require_compatible(settings: TrainSettings, num_workers: int, *, kept: bool) -> None:
+    """ValueError: settings that exclude each other, or the workers or the kept tokens."""
+    batch = settings.optimisation.batch_size
+    if num_workers < 0 or batch % max(1, num_workers):
+        raise ValueError(f"train.batch_size {batch} cannot be shared equally by {num_workers} workers")
+    if kept and settings.copy_paste is not None:
+        raise ValueError("tokens are kept of whole photos, and copy-paste makes new ones: leave out either")
+    if not kept and settings.crop:
+        raise ValueError(f"crop {settings.crop:g} enlarges parts of kept tokens: give the folder of tokens, or no crop")
 
 
 def _worker(job: TrainJob, config: dict[str, Any], ranks: Ranks, device: torch.device) -> None:

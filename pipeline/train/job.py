@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from model.checkpoint.detectron2 import load_backbone_detectron2, load_state
 from model.panoptic.network import PanopticCascadeRCNN
@@ -24,7 +25,7 @@ from workers.training.trainer import Optimisation
 CHECKPOINT = "checkpoint.pt"
 ARTIFACT = "artifact.json"
 PREDICTIONS = "predictions"  # folder of pictures
-PER_CLASS = (".probe.", "sem_seg_head.predictor.")  # layers that always know the classes
+PER_CLASS = (".cls_score.", "mask_head.predictor.", "sem_seg_head.predictor.", ".probe.")  # that may know the classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,7 @@ def build_model(job: TrainJob, device: str = "cpu") -> PanopticCascadeRCNN:
         state, about, _ = read_weights(settings.init)
         _require_same_transformer(settings, about)
         if settings.init_classes == "new":
-            state = {name: values for name, values in state.items() if not _knows_classes(name, model)}
-            state |= {name: values for name, values in model.state_dict().items() if _knows_classes(name, model)}
+            state = _with_new_classes(state, model)
         load_state(
             model, state, num_things=photos.num_things, num_stuff=photos.num_stuff, origin=storage.redact(settings.init)
         )
@@ -99,13 +99,20 @@ def _require_same_transformer(settings: TrainSettings, about: dict[str, Any]) ->
         )
 
 
-def _knows_classes(name: str, model: PanopticCascadeRCNN) -> bool:
-    heads = model.roi_heads
-    if "mask_head.predictor." in name:
-        return not heads.class_agnostic_masks
-    if ".cls_score." in name:
-        return not heads.probed
-    return any(layer in name for layer in PER_CLASS)
+def _with_new_classes(state: dict[str, Tensor], model: PanopticCascadeRCNN) -> dict[str, Tensor]:
+    """The state with the model's own layers that know classes. One that tells any object or any mask in both, and so
+    has as many rows, knows none and stays."""
+    own, heads = model.state_dict(), model.roi_heads
+    of_any = [".cls_score."] * heads.probed + ["mask_head.predictor."] * heads.class_agnostic_masks
+
+    def is_new(name: str) -> bool:
+        alike = name in state and name in own and state[name].shape == own[name].shape
+        stays = alike and any(layer in name for layer in of_any)
+        return any(layer in name for layer in PER_CLASS) and not stays
+
+    return {name: values for name, values in state.items() if not is_new(name)} | {
+        name: values for name, values in own.items() if is_new(name)
+    }
 
 
 def write_checkpoint(job: TrainJob, state: dict[str, Any], record: dict[str, Any]) -> None:

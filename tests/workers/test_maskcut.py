@@ -183,6 +183,21 @@ def test_masks_equal_the_published_program(
 ALL_STAGES = {f"photo{p}_{c}" for p in (0, 1, 3, 4) for c in ("t15_n3", "t20_n3")} | {"photo5_t20_n3"}
 
 
+def _undecided_by_rounding(
+    feats: torch.Tensor, tau: float, free: torch.Tensor, x: torch.Tensor, value: torch.Tensor
+) -> float:
+    """How far the eigenvalue may move, to first order, by edges whose similarity is tau to a millionth.
+
+    Another CPU sums a similarity of float32 in another order, and has such an edge or not. Where x' D x = 1, the edge
+    of i and j adds (xi - xj)^2 - lambda (xi^2 + xj^2) to lambda.
+    """
+    unit = torch.nn.functional.normalize(feats[0].double(), dim=-1)
+    first, second = torch.nonzero(((unit @ unit.T - tau).abs() < 1e-6).triu(1), as_tuple=True)
+    both = free[0, first] * free[0, second]
+    xi, xj = x[0, first], x[0, second]
+    return float((both * ((xi - xj) ** 2 - value * (xi**2 + xj**2)).abs()).sum())
+
+
 @pytest.mark.parametrize(("key", "tau", "max_masks"), CONFIGS)
 def test_every_stage_equals_the_published_one_on_its_painting(
     published: dict[str, np.ndarray], key: str, tau: float, max_masks: int
@@ -198,7 +213,8 @@ def test_every_stage_equals_the_published_one_on_its_painting(
         vector, value = second_eigenvector(edges, free)
         expected = torch.from_numpy(published[f"{key}_eigvec"][s].reshape(1, -1)).double()
         assert (degrees(edges, free) * vector * expected).sum().abs() > 1 - 1e-6
-        assert value.item() == pytest.approx(published[f"{key}_eigval"][s][0], abs=1e-6)
+        undecided = _undecided_by_rounding(feats, tau, free, vector, value)
+        assert value.item() == pytest.approx(published[f"{key}_eigval"][s][0], abs=1e-6 + undecided)
         if published[f"{key}_seed_margin"][s] > 1e-6:
             component = cut_from_vector(vector.numpy().reshape(60, 60), []).component
             names = (f"{key}_component", f"{key}_component_signflip")

@@ -255,4 +255,4 @@ def precise_statistics(model: PanopticCascadeRCNN, batches: Iterable[Sequence[Te
     with _cumulative(model):
         model.train()
         for images in batches:
-            model.backbone(model.seen(images, ranks=ranks))
+            model.features(images, ranks=ranks)

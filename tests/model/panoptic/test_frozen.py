@@ -113,10 +113,10 @@ def test_a_photo_alone_and_in_a_batch_is_seen_alike() -> None:
     model = tiny_vit()
     images = [photo(64, 96), photo(64, 90, 1)]
     batch = model.predict(images)
-    stuff = model.sem_seg_head(model.backbone(model.seen(images)))
+    stuff = model.sem_seg_head(model.features(images))
     for image, found, logits in zip(images, batch, stuff, strict=True):
         (alone,) = model.predict([image])
-        (seen,) = model.sem_seg_head(model.backbone(model.seen([image])))
+        (seen,) = model.sem_seg_head(model.features([image]))
         torch.testing.assert_close(seen, logits, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(alone.boxes, found.boxes, rtol=1e-3, atol=1e-2)
         # a product of another size sums in another order: a pixel between two classes may go the other way

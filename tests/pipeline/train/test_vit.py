@@ -217,6 +217,22 @@ def test_new_classes_keep_what_knows_none(photos: CocoPhotos, tmp_path: Path, pr
     assert layers == scores | stuff | ({"roi_heads.mask_head.predictor"} if own_masks else set())
 
 
+@pytest.mark.parametrize(("before", "after"), [(False, True), (True, False)])
+def test_new_classes_may_have_probes_that_the_old_ones_had_not(
+    photos: CocoPhotos, tmp_path: Path, before: bool, after: bool
+) -> None:
+    """And masks of their own, or none: layers of another number of rows start anew."""
+    networks = [SETTINGS.model | {"linear_probes": on, "class_agnostic_masks": on} for on in (before, after)]
+    jobs = [
+        TrainJob(photos, replace(SETTINGS, model=network), str(tmp_path), "x", "cpu", 1, 9, 1) for network in networks
+    ]
+    torch.save({"model": build_model(jobs[0]).state_dict()}, tmp_path / "before.pth")
+    settings = replace(jobs[1].settings, init=str(tmp_path / "before.pth"), init_classes="new")
+    found = build_model(replace(jobs[1], settings=settings))
+    assert found.roi_heads.probed == after
+    assert found.roi_heads.mask_head.predictor.weight.shape[0] == (1 if after else photos.num_things)
+
+
 def test_a_model_asks_for_its_transformer_by_checksum(unbroken: Path, tmp_path: Path) -> None:
     manifest = unbroken / "checkpoint.json"
     checkpoint = json.loads(manifest.read_text())
