@@ -8,13 +8,12 @@ Shapes: H x W pixels of the raster, h x w patches, S superpixels, E pairs that t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy import ndimage
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,16 +58,17 @@ def superpixels(lab_3HW: Tensor, cell: int, *, compactness: float = 10.0, iterat
     _, height, width = lab_3HW.shape
     rows, columns = height // cell, width // cell
     pixels = torch.cat([lab_3HW, _places(lab_3HW, compactness / cell)])
-    blocks = pixels.view(5, rows, cell, columns, cell)
-    seeds = blocks.mean((2, 4))
+    cells = pixels.view(5, rows, cell, columns, cell).permute(0, 2, 4, 1, 3)
+    cells = cells.reshape(5, cell * cell, rows * columns)  # a pixel of every cell is a line: fast to compare
+    seeds = cells.mean(1).view(5, rows, columns)
     flat = torch.cat([pixels, torch.ones_like(pixels[:1])]).flatten(1).t().contiguous()
-    labels = _nearest_seed(blocks, seeds)
+    labels = _nearest_seed(cells, seeds)
     for _ in range(iterations - 1):
         sums = flat.new_zeros(rows * columns, 6).index_add_(0, labels.flatten(), flat)
         means = torch.where(sums[:, 5:] > 0, sums[:, :5] / sums[:, 5:].clamp_min(1), seeds.flatten(1).t())
         seeds = means.t().reshape(5, rows, columns)
-        labels = _nearest_seed(blocks, seeds)
-    connected = _connect(labels.view(height, width).cpu().numpy(), least=max(1, cell * cell // 4))
+        labels = _nearest_seed(cells, seeds)
+    connected = _connect(labels.cpu().numpy(), least=max(1, cell * cell // 4))
     return torch.from_numpy(connected).to(lab_3HW.device)
 
 
@@ -109,23 +109,25 @@ def _places(raster_3HW: Tensor, weight: float) -> Tensor:
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij")) * weight
 
 
-def _nearest_seed(blocks: Tensor, seeds: Tensor) -> Tensor:
-    """(5, rows, cell, columns, cell) pixels and (5, rows, columns) seeds -> (rows, cell, columns, cell) int64, the
-    nearest of the nine seeds around."""
+def _nearest_seed(cells: Tensor, seeds: Tensor) -> Tensor:
+    """(5, cell*cell, rows*columns) pixels and (5, rows, columns) seeds -> (H, W) int64, the nearest of the nine seeds
+    around each pixel's cell."""
     _, rows, columns = seeds.shape
-    numbers = torch.arange(rows * columns, device=seeds.device).view(1, 1, rows, columns).to(seeds.dtype)
-    around = F.pad(seeds[None], (1, 1, 1, 1), value=FAR)[0]
-    names = F.pad(numbers, (1, 1, 1, 1), value=0.0)[0, 0].long()
-    best = torch.full_like(blocks[0], torch.inf)
-    labels = torch.zeros_like(best, dtype=torch.long)
-    for dy in range(3):
-        for dx in range(3):
-            seed = around[:, dy : dy + rows, dx : dx + columns][:, :, None, :, None]
-            distance = (blocks - seed).square_().sum(0)
-            closer = distance < best
-            best = torch.where(closer, distance, best)
-            labels = torch.where(closer, names[dy : dy + rows, dx : dx + columns][:, None, :, None], labels)
-    return labels
+    cell = math.isqrt(cells.shape[1])
+    numbers = torch.arange(rows * columns, device=seeds.device).view(rows, columns)
+    around, names = F.pad(seeds, (1, 1, 1, 1), value=FAR), F.pad(numbers, (1, 1, 1, 1))
+    windows = [(slice(y, y + rows), slice(x, x + columns)) for y in range(3) for x in range(3)]
+    best = torch.full_like(cells[0], torch.inf)
+    which = torch.zeros_like(best, dtype=torch.uint8)
+    for number, window in enumerate(windows):
+        distance = torch.zeros_like(best)
+        for values, seed in zip(cells, around[:, *window].flatten(1), strict=True):
+            gap = values - seed
+            distance.addcmul_(gap, gap)
+        which.masked_fill_(distance < best, number)
+        best = torch.minimum(best, distance)
+    labels = torch.stack([names[window].flatten() for window in windows]).gather(0, which.long())
+    return labels.view(cell, cell, rows, columns).permute(2, 0, 3, 1).reshape(rows * cell, columns * cell)
 
 
 def _connect(labels_HW: np.ndarray, least: int) -> np.ndarray:
@@ -139,13 +141,13 @@ def _connect(labels_HW: np.ndarray, least: int) -> np.ndarray:
 
 
 def _connected_parts(labels_HW: np.ndarray) -> np.ndarray:
+    """Numbers of the parts: on a raster of twice the size, with walls between pixels of different labels."""
     height, width = labels_HW.shape
-    index = np.arange(height * width).reshape(height, width)
-    right, below = labels_HW[:, :-1] == labels_HW[:, 1:], labels_HW[:-1] == labels_HW[1:]
-    first = np.concatenate([index[:, :-1][right], index[:-1][below]])
-    second = np.concatenate([index[:, 1:][right], index[1:][below]])
-    links = coo_matrix((np.ones(len(first), bool), (first, second)), shape=(index.size, index.size))
-    numbers: np.ndarray = connected_components(links, directed=False)[1].reshape(height, width)
+    open_ = np.zeros((2 * height - 1, 2 * width - 1), bool)
+    open_[::2, ::2] = True
+    open_[::2, 1::2] = labels_HW[:, :-1] == labels_HW[:, 1:]
+    open_[1::2, ::2] = labels_HW[:-1] == labels_HW[1:]
+    numbers: np.ndarray = ndimage.label(open_)[0][::2, ::2] - 1
     return numbers
 
 

@@ -10,6 +10,7 @@ Shapes: n masks; h x w pixels of the image that the network saw; R x C of the ra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,17 +65,18 @@ def outlined_masks(
         raster = (labels.shape[0], labels.shape[1])
         inside = paste_probs(probs, scale_boxes(boxes, size, raster), raster)
         regions = _Regions(labels)
-        own = params.own * (2 * regions.mean(inside.flatten(1).t()) - 1)
+        shares = regions.mean(torch.cat([inside, inside >= 0.5]).flatten(1).t())  # (S, 2n)
+        own = params.own * (2 * shares[:, : len(probs)] - 1)
         patch = boxes.new_tensor([stride * raster[0] / size[0], stride * raster[1] / size[1]])
         kernel = _kernel(regions, lab, tokens.float(), patch, params)
         odds = own
         for _ in range(params.iterations):
             odds = own + params.others * (kernel @ torch.tanh(odds / 2))
-        fine = odds.t()[:, labels]
-        kept = _iou(fine > 0, inside >= 0.5) > params.least_iou
+        kept = regions.iou(odds > 0, shares[:, len(probs) :]) > params.least_iou
         masks = torch.zeros(len(probs), *output, dtype=torch.bool, device=probs.device)
         masks[~kept] = paste_masks(probs[~kept], coarse[~kept], output)
-        _enlarge(fine, kept, masks)
+        fine = odds[:, kept].t().index_select(1, labels.flatten()).unflatten(1, raster)
+        _enlarge(fine, kept.nonzero().flatten().tolist(), masks)
         return masks
 
 
@@ -91,6 +93,16 @@ class _Regions:
         sums = values_PN.new_zeros(len(self.size), values_PN.shape[1]).index_add_(0, self._labels, values_PN)
         return sums / self.size[:, None]
 
+    def overall(self, values_SN: Tensor) -> Tensor:
+        """(N,), the mean over all pixels."""
+        return (self.size @ values_SN) / self.size.sum()
+
+    def iou(self, chosen_SN: Tensor, shares_SN: Tensor) -> Tensor:
+        """(N,) IoU of masks of whole superpixels, bool, and masks with these shares of each; 0 where both are empty."""
+        common = self.size @ (chosen_SN * shares_SN)
+        either = self.size @ (chosen_SN + shares_SN) - common
+        return common / either.clamp(min=1)
+
     def places(self) -> Tensor:
         """(S, 2) row and column of the centres, pixels of the raster from its upper left corner."""
         lines = (torch.arange(side, device=self._labels.device) + 0.5 for side in self.shape)
@@ -103,15 +115,20 @@ def _kernel(regions: _Regions, lab: Tensor, tokens: Tensor, patch: Tensor, param
     places = regions.places()
     colours = regions.mean(lab.flatten(1).t())
     seen = _sampled(tokens, places / patch)
-    seen = F.normalize(seen - (regions.size @ seen) / regions.size.sum(), dim=1)
-    away = (
-        torch.cdist(places, places).square_() / (2 * params.place**2)
-        + torch.cdist(colours, colours).square_() / (2 * params.colour**2)
-        + (1 - seen @ seen.t()) / params.token
+    seen = F.normalize(seen - regions.overall(seen), dim=1)
+    # Half the squared distance of these is what the three kernels have in their exponents together.
+    points = torch.cat(
+        [
+            (places - regions.overall(places)) / params.place,
+            (colours - regions.overall(colours)) / params.colour,
+            seen / params.token**0.5,
+        ],
+        dim=1,
     )
-    kernel = (-away).exp_() * regions.size
+    away = points.square().sum(1) / 2
+    kernel = torch.addmm(-away, points, points.t()).sub_(away[:, None]).exp_().mul_(regions.size)
     kernel.fill_diagonal_(0)
-    return kernel / kernel.sum(1, keepdim=True).clamp(min=1e-6)
+    return kernel.div_(kernel.sum(1, keepdim=True).clamp(min=1e-6))
 
 
 def _sampled(tokens: Tensor, places: Tensor) -> Tensor:
@@ -128,16 +145,16 @@ def _lab_raster(image: Tensor, params: OutlineParams) -> Tensor:
     return to_lab(F.interpolate(image[None].float() / 255, size, mode="bilinear", antialias=True)[0].clamp(0, 1))
 
 
-def _enlarge(odds: Tensor, chosen: Tensor, masks: Tensor) -> None:
-    """(n, R, C) log odds, of those that are `chosen` (n,) -> (n, H, W) bool, written into `masks`: where they are above
-    0, bilinear, so that outlines are smooth. Of each mask its window alone is looked at."""
+def _enlarge(odds: Tensor, places: Sequence[int], masks: Tensor) -> None:
+    """(k, R, C) log odds -> where they are above 0, bilinear, so that outlines are smooth, written into `masks`
+    (n, H, W) bool at k `places`. Of each mask its window alone is looked at."""
     filled_rows, filled_columns = (odds > 0).any(2).cpu(), (odds > 0).any(1).cpu()
     lines = [taps(new, old, odds.device) for new, old in zip(masks.shape[1:], odds.shape[1:], strict=True)]
     row_starts, column_starts = (line[0][0].cpu() for line in lines)
-    for place in chosen.nonzero().flatten().tolist():
-        rows = _reached(filled_rows[place], row_starts)
-        columns = _reached(filled_columns[place], column_starts)
-        tall = _blended(odds[place].t(), lines[0], rows).t()
+    for number, place in enumerate(places):
+        rows = _reached(filled_rows[number], row_starts)
+        columns = _reached(filled_columns[number], column_starts)
+        tall = _blended(odds[number].t(), lines[0], rows).t()
         masks[place, rows, columns] = _blended(tall, lines[1], columns) > 0
 
 
@@ -153,9 +170,3 @@ def _reached(filled: Tensor, starts: Tensor) -> slice:
     if not len(cells):
         return slice(0, 0)
     return slice(*torch.searchsorted(starts, torch.stack([cells[0] - 1, cells[-1] + 1])).tolist())
-
-
-def _iou(first: Tensor, second: Tensor) -> Tensor:
-    """(n,) IoU of (n, R, C) masks, 0 where both are empty."""
-    common, either = ((each.flatten(1).sum(1)) for each in (first & second, first | second))
-    return common / either.clamp(min=1)

@@ -154,3 +154,4 @@ class SelfTrainingConfig(Section):
     max_iou: float = Field(0.5, ge=0, le=1)  # an old mask that a prediction overlaps more is replaced
     most: int = Field(30, ge=1)  # predictions a photo
     soft: bool = False  # a prediction is wanted to be an object as surely as it was one, and not more
+    mixing: float = Field(1.0, gt=0, le=1)  # share of what a round learnt in its weights; the rest is as it began

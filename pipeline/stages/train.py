@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Keys that came later, which enter a fingerprint where they are not what was before.
 LATER = ("crop", "optimiser", "schedule", "nested", "nested_most", "soft")
+LATER_OF_ROUNDS = ("soft", "mixing")
 LATER_OF_NETWORK = (
     "backbone",
     "patch_stride",
@@ -70,8 +71,9 @@ class Train(FitStage):
             if config.train.cache and config.train.flip:  # kept tokens are mirrored, in place of the photo
                 fit["mirrored"] = "tokens"
         if self.round:
-            again = config.self_training.model_dump(include={"steps", "rate"})
-            return {"self_training": again | ({"soft": True} if config.self_training.soft else {}), **fit}
+            unsaid = _unsaid(config.self_training, LATER_OF_ROUNDS)
+            again = config.self_training.model_dump(include={"steps", "rate", *LATER_OF_ROUNDS}, exclude=unsaid)
+            return {"self_training": again, **fit}
         train = config.train
         human = {} if train.labels is None else {"labels": facts.checksum("train.labels", train.labels)}
         names = {"names": facts.names()} if train.names else {}
@@ -185,6 +187,7 @@ class Train(FitStage):
             precise_statistics=train.precise_statistics,
             init=before,
             init_classes="same" if later else train.init_classes,
+            mixing=again.mixing if later else 1.0,
             backbone=None if later else train.backbone,
             frozen=FrozenBackbone.of(run.config.backbone) if train.network.backbone == "vit" else None,
         )

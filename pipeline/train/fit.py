@@ -183,8 +183,9 @@ def _identity(photos: TrainingPhotos, settings: TrainSettings, *, kept: bool) ->
     for key, before in (("optimiser", "sgd"), ("schedule", "drops")):  # from when there was no other
         if settled["optimisation"][key] == before:
             del settled["optimisation"][key]
-    if not settled["crop"]:  # likewise
-        del settled["crop"]
+    for key, none in (("crop", 0.0), ("mixing", 1.0)):  # likewise
+        if settled[key] == none:
+            del settled[key]
     content = {
         "settings": settled,
         **({"mirrored": "tokens"} if kept and settings.flip else {}),

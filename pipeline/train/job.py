@@ -35,6 +35,7 @@ class TrainSettings:
     `precise_statistics` counts the batches after the last step whose statistics the batch norms are given. `init` is
     the URI of a checkpoint to start from (`init_classes` "new": but for the layers that know its classes), and
     `backbone` the URI of a ResNet-50 for the backbone alone; `frozen` is the transformer of a `model` that has one.
+    Below 1, `mixing` is the share of the last weights in the result; the rest are the first (arXiv 2109.01903).
     """
 
     optimisation: Optimisation
@@ -47,6 +48,7 @@ class TrainSettings:
     precise_statistics: int = 200
     init: str | None = None
     init_classes: str = "same"
+    mixing: float = 1.0
     backbone: str | None = None
     frozen: FrozenBackbone | None = None
 

@@ -22,7 +22,7 @@ from pipeline.train.batches import Batches
 from pipeline.train.job import PREDICTIONS, TrainJob, build_model, read_progress_of, write_checkpoint
 from pipeline.train.pictures import draw_predictions
 from pipeline.train.tokens import TokenCache
-from workers.training.trainer import PanopticTrainer, precise_statistics
+from workers.training.trainer import PanopticTrainer, mix_weights, precise_statistics
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ def train(
             log_.add(trainer, losses)
         if trainer.step % job.checkpoint_every == 0 and trainer.step < settings.steps and ranks.rank == 0:
             write_checkpoint(job, trainer.state(), record)
+    if job.settings.mixing < 1 and not record["finished"]:
+        mix_weights(trainer.best_model(), build_model(job), share=job.settings.mixing)
     if job.settings.precise_statistics and not record["finished"]:
         following = batches.between(settings.steps, settings.steps + job.settings.precise_statistics)
         precise_statistics(trainer.best_model(), (list(batch.images) for batch in following), ranks)

@@ -141,6 +141,26 @@ def outlines(device: str, size: int) -> Figures:
     return {"same": float((found == expected).float().mean()), "moved": float((expected != coarse).float().mean())}
 
 
+def probes(device: str, size: int) -> Figures:
+    """Largest difference of the logits of probes of boxes over the largest logit, and how many boxes there are."""
+    from model.panoptic.probes import LinearProbe, TokenSums
+
+    torch.manual_seed(0)
+    tokens, probe = torch.randn(2, 32, size // 8, size // 6), LinearProbe(32, 5)
+    torch.nn.init.normal_(probe.weight)
+    corners = torch.rand(2, 20, 2, 2) * size * 1.2
+    boxes = [torch.cat([image.amin(1), image.amax(1)], 1) for image in corners]
+
+    @torch.no_grad()
+    def logits(where: str) -> torch.Tensor:
+        means = TokenSums(tokens.to(where), stride=8).means([image.to(where) for image in boxes])
+        return probe.to(where)(means).cpu()
+
+    expected = logits("cpu")
+    found = logits(device)
+    return {"difference": float((found - expected).abs().max() / expected.abs().max()), "boxes": float(len(expected))}
+
+
 def kmeans(device: str, size: int) -> Figures:
     """Share of rows whose nearest centroid is that found by differences in float64."""
     from workers.kmeans import assign
@@ -165,5 +185,6 @@ PARITIES: dict[str, Callable[[str, int], Figures]] = {
     "panoptic training step": panoptic_training,
     "panoptic inference": panoptic_inference,
     "panoptic outlines": outlines,
+    "panoptic probes": probes,
     "k-means": kmeans,
 }

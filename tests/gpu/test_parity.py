@@ -35,6 +35,7 @@ WITHIN = {
     "panoptic training step": {"difference": 1e-2, "led": 1e-3},
     "panoptic inference": {"same": 0.98, "segments": 2},
     "panoptic outlines": {"same": 0.99, "moved": 1e-3},
+    "panoptic probes": {"difference": 1e-4, "boxes": 40},
     "k-means": {"same": 0.999},
 }
 

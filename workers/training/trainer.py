@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.panoptic.network import PanopticCascadeRCNN
+from model.panoptic.probes import LinearProbe
 from model.panoptic.targets import Target
 from model.ranks import Ranks
 from model.shared_norm import share_statistics
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
-
-
+PROBE_RATE = 10.0  # by which the rate of linear probes is multiplied: measured, docs/student.md
 LARGEST_LOSS = 1e6  # a training begins near 10, and never comes back from here
 
 
@@ -111,6 +111,7 @@ class PanopticTrainer:
         self.model = model.to(self.device).train()
         self.step = 0
         self.optimiser = settings.optimiser_of(model)
+        self._faster = [group["faster"] for group in self.optimiser.param_groups]  # states of before do not have it
         self.averaged = (
             None
             if settings.ema is None
@@ -129,8 +130,8 @@ class PanopticTrainer:
 
         LossNotFinite, before the weights change, when the loss of the batch is NaN, infinite or above LARGEST_LOSS.
         """
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.rate_at(self.step)
+        for group, faster in zip(self.optimiser.param_groups, self._faster, strict=True):
+            group["lr"] = self.settings.rate_at(self.step) * faster
         losses = self._losses(batch)
         total = torch.stack(list(losses.values())).sum()
         terms = self.ranks.sum(torch.stack([*losses.values(), total]).detach().double()) / self.ranks.size
@@ -208,11 +209,28 @@ def generator_of(seed: int, step: int, place: int) -> torch.Generator:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """All parameters; those of norms without decay."""
-    norms = {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters()}
-    plain = [p for p in model.parameters() if id(p) not in norms]
-    normed = [p for p in model.parameters() if id(p) in norms]
-    return [{"params": plain, "weight_decay": weight_decay}, {"params": normed, "weight_decay": 0.0}]
+    """All parameters, each group with its `weight_decay` and `faster`, by which its rate is multiplied: those of norms
+    without decay, and those of linear probes, if there are any, with PROBE_RATE."""
+    normed, probes = (_parameters_of(model, kinds) for kinds in (NORMS, LinearProbe))
+    special = {id(p) for p in (*normed, *probes)}
+    plain = [p for p in model.parameters() if id(p) not in special]
+    groups = [
+        {"params": plain, "weight_decay": weight_decay, "faster": 1.0},
+        {"params": normed, "weight_decay": 0.0, "faster": 1.0},
+    ]
+    return groups + [{"params": probes, "weight_decay": weight_decay, "faster": PROBE_RATE}] * bool(probes)
+
+
+def _parameters_of(model: nn.Module, kinds: type | tuple[type, ...]) -> list[nn.Parameter]:
+    return [p for module in model.modules() if isinstance(module, kinds) for p in module.parameters()]
+
+
+@torch.no_grad()
+def mix_weights(model: nn.Module, before: nn.Module, *, share: float) -> None:
+    """Make of each parameter `share` of itself and the rest of that of `before`, a model of the same parameters, on the
+    CPU or where `model` is (WiSE-FT, arXiv 2109.01903)."""
+    for own, first in zip(model.parameters(), before.parameters(), strict=True):
+        own.copy_(torch.lerp(first.to(own), own, share))
 
 
 @torch.no_grad()

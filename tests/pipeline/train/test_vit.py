@@ -159,6 +159,21 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_weights(photos: CocoPhotos, 
     assert_same_weights(unbroken, tmp_path, 0)
 
 
+def test_a_round_may_keep_a_share_of_the_weights_that_it_began_with(
+    photos: CocoPhotos, unbroken: Path, tmp_path: Path
+) -> None:
+    again = replace(SETTINGS, init=str(unbroken))
+    fit_panoptic(photos, str(tmp_path / "all"), again)
+    mixed = replace(again, mixing=0.25)
+    with stopped_at_step(3):
+        fit_panoptic(photos, str(tmp_path / "part"), mixed, checkpoint_every=2)
+    fit_panoptic(photos, str(tmp_path / "part"), mixed, checkpoint_every=2)
+    first, last, found = (load_checkpoint(each).state for each in (unbroken, tmp_path / "all", tmp_path / "part"))
+    for name, values in found.items():
+        torch.testing.assert_close(values, 0.75 * first[name] + 0.25 * last[name], rtol=1e-6, atol=1e-7, msg=name)
+    assert any((last[name] - first[name]).abs().max() > 1e-3 for name in first)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_give_the_weights_of_one_process(photos: CocoPhotos, unbroken: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import torch.multiprocessing as mp
 from model.panoptic.network import PanopticCascadeRCNN
 from model.panoptic.targets import Target
 from model.ranks import Ranks
-from tests.tiny_panoptic import NETWORK
+from tests.model.panoptic.test_frozen import square
+from tests.tiny_panoptic import NETWORK, tiny_vit
 from workers.training.trainer import (
     Batch,
     LossNotFinite,
@@ -104,6 +105,20 @@ def test_norms_have_no_decay_and_biases_have() -> None:
     assert all(".norm." in names[id(parameter)] for parameter in normed["params"])
     assert not any(".norm." in names[id(parameter)] for parameter in plain["params"])
     assert len(plain["params"]) + len(normed["params"]) == len(names)
+
+
+def test_linear_probes_alone_learn_at_ten_times_the_rate() -> None:
+    model = tiny_vit(linear_probes=True)
+    probes = {id(p) for name, p in model.named_parameters() if ".probe." in name}
+    trainer = PanopticTrainer(model, SETTINGS, device="cpu", ranks=Ranks())
+    images = [torch.randint(0, 255, (3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))]
+    trainer.step = 5
+    trainer.advance(Batch(images, [square(64, 96)], ["a"]))
+    rates = [(group["lr"], {id(p) for p in group["params"]}) for group in trainer.optimiser.param_groups]
+    once = SETTINGS.rate_at(5)
+    assert [rate for rate, _ in rates] == pytest.approx([once, once, 10 * once])
+    assert rates[2][1] == probes and not probes & (rates[0][1] | rates[1][1])
+    assert sum(len(each) for _, each in rates) == len(list(model.parameters()))
 
 
 def test_a_training_that_goes_on_is_the_same_bit_for_bit() -> None:
