@@ -296,8 +296,8 @@ class PanopticCascadeRCNN(nn.Module):
     def _features_and_tokens(
         self, images: Sequence[Tensor], smallest: int, ranks: Ranks, tokens: Sequence[Tensor] | None
     ) -> tuple[list[Tensor], Tensor | None]:
-        """The same in a frame of at least `smallest`, and the transformer's map of tokens (N, D, h, w), if there is
-        one."""
+        """The maps of the pyramid in a frame of at least `smallest` pixels a side, and the transformer's map of tokens
+        (N, D, h, w), if there is one."""
         if self.frozen is None:
             return self.backbone(self.prepare(images, smallest=smallest, ranks=ranks)), None
         maps = self.frozen([image.to(self.pixel_mean.device) for image in images]) if tokens is None else tokens

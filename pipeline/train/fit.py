@@ -109,10 +109,16 @@ def fit_panoptic(
 
 
 def _require_compatible(settings: TrainSettings, num_workers: int, *, kept: bool) -> None:
-    """ValueError: settings that exclude each other, or the workers or the kept tokens."""
+    """ValueError: settings that do not go together, or not with the number of workers or with kept tokens."""
     batch = settings.optimisation.batch_size
     if num_workers < 0 or batch % max(1, num_workers):
         raise ValueError(f"train.batch_size {batch} cannot be shared equally by {num_workers} workers")
+    if not 0 < settings.mixing <= 1:
+        raise ValueError(f"mixing must be above 0 and at most 1, got {settings.mixing:g}")
+    if settings.mixing < 1 and settings.init is None:
+        raise ValueError(f"mixing {settings.mixing:g} is with the weights to start from: give init, or no mixing")
+    if settings.mixing < 1 and settings.frozen is None and not settings.precise_statistics:
+        raise ValueError("mixed weights need new statistics of their batch norms: set train.precise_statistics")
     if kept and settings.copy_paste is not None:
         raise ValueError("tokens are kept of whole photos, and copy-paste makes new ones: leave out either")
     if not kept and settings.crop:

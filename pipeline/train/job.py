@@ -102,10 +102,11 @@ def _require_same_transformer(settings: TrainSettings, about: dict[str, Any]) ->
 
 
 def _with_new_classes(state: dict[str, Tensor], model: PanopticCascadeRCNN) -> dict[str, Tensor]:
-    """The state with the model's own layers that know classes. One that tells any object or any mask in both, and so
-    has as many rows, knows none and stays."""
+    """The state with the model's own layers that know classes. One that tells any object, any mask or any stuff in
+    both, and so has as many rows, knows none and stays."""
     own, heads = model.state_dict(), model.roi_heads
     of_any = [".cls_score."] * heads.probed + ["mask_head.predictor."] * heads.class_agnostic_masks
+    of_any += ["sem_seg_head.predictor."] * (model.sem_seg_head.probe is not None)
 
     def is_new(name: str) -> bool:
         alike = name in state and name in own and state[name].shape == own[name].shape

@@ -22,7 +22,7 @@ from pipeline.train.batches import Batches
 from pipeline.train.job import PREDICTIONS, TrainJob, build_model, read_progress_of, write_checkpoint
 from pipeline.train.pictures import draw_predictions
 from pipeline.train.tokens import TokenCache
-from workers.training.trainer import PanopticTrainer, mix_weights, precise_statistics
+from workers.training.trainer import PanopticTrainer, mix_weights, precise_statistics, weights_of
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ def train(
     """
     settings = job.settings.optimisation
     trainer = PanopticTrainer(build_model(job, str(device)), settings, device=device, ranks=ranks)
+    first = weights_of(trainer.model) if job.settings.mixing < 1 else None
     record = _resume(job, trainer)
     share = ranks.rows(settings.batch_size)
     batches = Batches(job, range(share.start, share.stop), _kept_tokens(job, trainer))
@@ -49,8 +50,8 @@ def train(
             log_.add(trainer, losses)
         if trainer.step % job.checkpoint_every == 0 and trainer.step < settings.steps and ranks.rank == 0:
             write_checkpoint(job, trainer.state(), record)
-    if job.settings.mixing < 1 and not record["finished"]:
-        mix_weights(trainer.best_model(), build_model(job), share=job.settings.mixing)
+    if first is not None and not record["finished"]:
+        mix_weights(trainer.best_model(), first, share=job.settings.mixing)
     if job.settings.precise_statistics and not record["finished"]:
         following = batches.between(settings.steps, settings.steps + job.settings.precise_statistics)
         precise_statistics(trainer.best_model(), (list(batch.images) for batch in following), ranks)

@@ -214,6 +214,7 @@ def test_every_stage_equals_the_published_one_on_its_painting(
         expected = torch.from_numpy(published[f"{key}_eigvec"][s].reshape(1, -1)).double()
         assert (degrees(edges, free) * vector * expected).sum().abs() > 1 - 1e-6
         undecided = _undecided_by_rounding(feats, tau, free, vector, value)
+        assert undecided < 1e-4
         assert value.item() == pytest.approx(published[f"{key}_eigval"][s][0], abs=1e-6 + undecided)
         if published[f"{key}_seed_margin"][s] > 1e-6:
             component = cut_from_vector(vector.numpy().reshape(60, 60), []).component

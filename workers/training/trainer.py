@@ -25,7 +25,7 @@ from model.ranks import Ranks
 from model.shared_norm import share_statistics
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
-PROBE_RATE = 10.0  # by which the rate of linear probes is multiplied: measured, docs/student.md
+PROBE_RATE = 10.0  # by which the rate of linear probes is multiplied: measured with AdamW, docs/student.md
 LARGEST_LOSS = 1e6  # a training begins near 10, and never comes back from here
 
 
@@ -111,7 +111,7 @@ class PanopticTrainer:
         self.model = model.to(self.device).train()
         self.step = 0
         self.optimiser = settings.optimiser_of(model)
-        self._faster = [group["faster"] for group in self.optimiser.param_groups]  # states of before do not have it
+        self._faster = [group["faster"] for group in self.optimiser.param_groups]  # not in states of earlier versions
         self.averaged = (
             None
             if settings.ema is None
@@ -209,8 +209,8 @@ def generator_of(seed: int, step: int, place: int) -> torch.Generator:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """All parameters, each group with its `weight_decay` and `faster`, by which its rate is multiplied: those of norms
-    without decay, and those of linear probes, if there are any, with PROBE_RATE."""
+    """All parameters, each group with its `weight_decay` and `faster`, by which its rate is multiplied, and with it the
+    decay of a step: those of norms without decay, and those of linear probes, if there are any, with PROBE_RATE."""
     normed, probes = (_parameters_of(model, kinds) for kinds in (NORMS, LinearProbe))
     special = {id(p) for p in (*normed, *probes)}
     plain = [p for p in model.parameters() if id(p) not in special]
@@ -225,12 +225,17 @@ def _parameters_of(model: nn.Module, kinds: type | tuple[type, ...]) -> list[nn.
     return [p for module in model.modules() if isinstance(module, kinds) for p in module.parameters()]
 
 
+def weights_of(model: nn.Module) -> list[Tensor]:
+    """A copy of all parameters, in their order."""
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
 @torch.no_grad()
-def mix_weights(model: nn.Module, before: nn.Module, *, share: float) -> None:
-    """Make of each parameter `share` of itself and the rest of that of `before`, a model of the same parameters, on the
-    CPU or where `model` is (WiSE-FT, arXiv 2109.01903)."""
-    for own, first in zip(model.parameters(), before.parameters(), strict=True):
-        own.copy_(torch.lerp(first.to(own), own, share))
+def mix_weights(model: nn.Module, before: Sequence[Tensor], *, share: float) -> None:
+    """Make of each parameter `share` of itself and the rest of that in `before`, on its device (WiSE-FT, arXiv
+    2109.01903)."""
+    for own, first in zip(model.parameters(), before, strict=True):
+        own.copy_(torch.lerp(first, own, share))
 
 
 @torch.no_grad()

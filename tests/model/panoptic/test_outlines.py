@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.panoptic.mask_head import paste_masks, paste_probs
-from model.panoptic.outlines import OutlineParams, _enlarge, outlined_masks
+from model.panoptic.outlines import OutlineParams, _enlarge, _kernel, _Regions, outlined_masks
 
 STRIDE = 8
 
@@ -94,6 +94,34 @@ def test_masks_are_enlarged_as_by_interpolation(output: tuple[int, int]) -> None
     whole = torch.nn.functional.interpolate(odds[:, None], output, mode="bilinear")[:, 0] > 0
     assert (masks == whole)[:4].float().mean() > 0.9999
     assert not masks[4].any()
+
+
+def test_the_iou_of_masks_of_superpixels_is_that_of_their_pixels() -> None:
+    labels = torch.tensor([[0, 0, 1], [2, 2, 1]])
+    regions = _Regions(labels)
+    chosen = torch.tensor([[True, False, False], [False, True, False], [True, True, False]])
+    coarse = torch.tensor([[[1, 0, 0], [1, 1, 0]], [[0, 1, 1], [0, 0, 1]], [[0, 0, 0], [0, 0, 0]]]).bool()
+    found = regions.iou(chosen, regions.mean(coarse.flatten(1).t().float()))
+    fine = chosen.t()[:, labels]
+    common, either = ((each.flatten(1).sum(1)) for each in (fine & coarse, fine | coarse))
+    torch.testing.assert_close(found, common / either.clamp(min=1))
+
+
+def test_a_superpixel_hears_of_others_by_place_colour_and_token() -> None:
+    params = OutlineParams()
+    labels = torch.arange(6).view(2, 3).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    lab, tokens = (torch.rand(n, 8, 12, generator=torch.Generator().manual_seed(n)) * 9 for n in (3, 5))
+    found = _kernel(_Regions(labels), lab, tokens, torch.ones(2), params)
+    centres = torch.tensor([[y, x] for y in (2.0, 6.0) for x in (2.0, 6.0, 10.0)])
+    colours = torch.stack([lab[:, labels == n].mean(1) for n in range(6)])
+    seen = torch.stack([tokens[:, int(y) - 1 : int(y) + 1, int(x) - 1 : int(x) + 1].mean((1, 2)) for y, x in centres])
+    seen = torch.nn.functional.normalize(seen - seen.mean(0), dim=1)
+    wanted = torch.exp(
+        -((torch.cdist(centres, centres) / params.place) ** 2) / 2
+        - ((torch.cdist(colours, colours) / params.colour) ** 2) / 2
+        - (1 - seen @ seen.t()) / params.token
+    ).fill_diagonal_(0)
+    torch.testing.assert_close(found, wanted / wanted.sum(1, keepdim=True), atol=1e-5, rtol=1e-4)
 
 
 def test_masks_do_not_depend_on_each_other() -> None:

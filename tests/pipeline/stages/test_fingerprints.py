@@ -17,6 +17,16 @@ FILES = {"labels.json": b"labels", "init.pth": b"init", "backbone.pth": b"backbo
 INDEX = Index("/run/index/x", 3, 1000, 400, "folder", "image", "d" * 64, "/photos", Ignored())
 
 
+def test_keys_of_rounds_count_where_they_are_not_what_was_before() -> None:
+    def round_of(**keys: Any) -> str:
+        changes = {"self_training": {"rounds": 1, **keys}, "train": {"steps": 3}}
+        base = {"source": {"uri": "/photos"}, "run": {"uri": "/run"}, "backbone": {"name": "patch-dct"}}
+        return resolve_stages(Config.model_validate(base | changes), INDEX)["train_1"].fingerprint
+
+    found = [round_of(), round_of(soft=False, mixing=1.0), round_of(mixing=0.5), round_of(soft=True)]
+    assert found[0] == found[1] and len(set(found)) == 3
+
+
 @pytest.mark.parametrize("case", PINNED)
 def test_stages_keep_their_order_inputs_and_fingerprints(case: str, tmp_path: Path) -> None:
     pinned = PINNED[case]

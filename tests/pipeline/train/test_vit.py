@@ -215,7 +215,7 @@ def test_weights_to_start_from_must_stand_behind_the_same_transformer(
 @pytest.mark.parametrize("own_masks", [True, False])
 @pytest.mark.parametrize("probes", [True, False])
 def test_new_classes_keep_what_knows_none(photos: CocoPhotos, tmp_path: Path, probes: bool, own_masks: bool) -> None:
-    """Class scores start anew, or their probes alone; boxes do not, and masks if a class has its own."""
+    """Scores of classes start anew, or their probes alone; boxes do not, and masks if a class has its own."""
     network = SETTINGS.model | {"class_agnostic_masks": not own_masks, "linear_probes": probes}
     settings = replace(SETTINGS, model=network)
     before = build_model(TrainJob(photos, settings, str(tmp_path), "x", "cpu", 1, 9, 1))
@@ -228,7 +228,7 @@ def test_new_classes_keep_what_knows_none(photos: CocoPhotos, tmp_path: Path, pr
     new = {name for name, values in before.state_dict().items() if not torch.equal(values, after[name])}
     layers = {name.removesuffix(".weight").removesuffix(".bias") for name in new}
     scores = {f"roi_heads.box_predictor.{k}.{'probe' if probes else 'cls_score'}" for k in range(3)}
-    stuff = {"sem_seg_head.predictor", *(["sem_seg_head.probe"] if probes else [])}
+    stuff = {f"sem_seg_head.{'probe' if probes else 'predictor'}"}
     assert layers == scores | stuff | ({"roi_heads.mask_head.predictor"} if own_masks else set())
 
 
@@ -274,6 +274,19 @@ def test_mirrored_tokens_are_not_gone_on_with_as_mirrored_photos(photos: CocoPho
     assert _identity(photos, SETTINGS, kept=True) == _identity(photos, SETTINGS, kept=False)  # never mirrored
     mirrored = replace(SETTINGS, flip=0.5)
     assert _identity(photos, mirrored, kept=True) != _identity(photos, mirrored, kept=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixing": 0.0, "init": "x"}, "mixing must be above 0 and at most 1, got 0"),
+        ({"mixing": 0.5}, "mixing 0.5 is with the weights to start from"),
+        ({"mixing": 0.5, "init": "x", "frozen": None, "precise_statistics": 0}, "set train.precise_statistics"),
+    ],
+)
+def test_what_cannot_be_mixed(photos: CocoPhotos, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit_panoptic(photos, str(tmp_path), replace(SETTINGS, **changes))
 
 
 def test_parts_need_kept_tokens(photos: CocoPhotos, tmp_path: Path) -> None:
