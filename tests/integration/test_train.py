@@ -89,6 +89,7 @@ def test_nested_masks_a_model_behind_the_frozen_backbone_and_a_round(config_file
     assert len(rows(folder, "predictions_1")) == SCENES
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_soft_round_wants_predictions_as_surely_as_they_were(
     labelled_config: Path, monkeypatch: pytest.MonkeyPatch
