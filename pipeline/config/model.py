@@ -74,6 +74,7 @@ class TrainConfig(Section):
     steps: int = Field(0, ge=0)  # 0: no model is trained; published: 270000
     batch_size: int = Field(16, ge=1)  # photos a step, of all workers together
     rate: float = Field(0.01, gt=0)  # learning rate
+    probe_rate: float = Field(10.0, gt=0)  # by which the rate of linear probes is multiplied
     weight_decay: float = Field(5e-5, ge=0)
     warmup_steps: int = Field(1000, ge=0)
     drops: tuple[Count, ...] = (210_000, 250_000)  # steps at which the rate falls

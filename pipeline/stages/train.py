@@ -64,6 +64,8 @@ class Train(FitStage):
         # Those that decide go by their checksums.
         files = {"names", "labels", "label_pngs", "label_images", "init", "backbone"}
         unsaid = _unsaid(config.train.network, LATER_OF_NETWORK)
+        if not config.train.network.linear_probes:
+            how.add("probe_rate")
         left_out = dict.fromkeys(how | files | _unsaid(config.train, LATER), True) | {"network": unsaid}
         fit = {"seed": config.seed, "train": config.train.model_dump(exclude=left_out)}
         if config.train.network.backbone == "vit":
@@ -165,6 +167,7 @@ class Train(FitStage):
             steps=again.steps if later else train.steps,
             batch_size=train.batch_size,
             rate=again.rate if later else train.rate,
+            probe_rate=train.probe_rate,
             weight_decay=train.weight_decay,
             warmup_steps=train.warmup_steps,
             drops=() if later else train.drops,

@@ -192,6 +192,8 @@ def _identity(photos: TrainingPhotos, settings: TrainSettings, *, kept: bool) ->
     for key, none in (("crop", 0.0), ("mixing", 1.0)):  # likewise
         if settled[key] == none:
             del settled[key]
+    if not settings.model.get("linear_probes"):
+        del settled["optimisation"]["probe_rate"]
     content = {
         "settings": settled,
         **({"mirrored": "tokens"} if kept and settings.flip else {}),

@@ -19,6 +19,7 @@ from pipeline.operations.run import run
 from pipeline.predict.run import predict_photos
 from pipeline.predict.weights import load_predictor
 from pipeline.stages.parts import find_parts
+from pipeline.train.job import TrainSettings
 from pipeline.train.photos import TrainingPhotos
 from tests.integration.conftest import SCENES, SHARDS, Start, finish, read_stage, rows
 from tests.tiny_panoptic import NETWORK
@@ -95,17 +96,20 @@ def test_a_soft_round_wants_predictions_as_surely_as_they_were(
     labelled_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learnt: list[TrainingPhotos] = []
+    mixing: list[float] = []
 
-    def keep(photos: TrainingPhotos, *_: object, **__: object) -> None:
+    def keep(photos: TrainingPhotos, _: str, settings: TrainSettings, **__: object) -> None:
         learnt.append(photos)
+        mixing.append(settings.mixing)
         raise ValueError("enough is known")
 
     overrides = [*TRAIN, *ROUND]
     run(load_config(str(labelled_config), overrides))
     monkeypatch.setattr("pipeline.train.fit.fit_panoptic", keep)
-    for change in ("self_training.soft=true", "self_training.rate=0.5"):
+    for change in ("self_training.soft=true", "self_training.mixing=0.5"):
         with pytest.raises(StageFailed, match="enough is known"):
             run(load_config(str(labelled_config), [*overrides, change]))
+    assert mixing == [1.0, 0.5]
     soft, plain = ([photos.sample(i) for i in range(len(photos))] for photos in learnt)
     assert [sample.scores for sample in plain] == [None] * SCENES
     labels = rows(labelled_config.parent / "run", "labels_1")

@@ -25,7 +25,6 @@ from model.ranks import Ranks
 from model.shared_norm import share_statistics
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
-PROBE_RATE = 10.0  # by which the rate of linear probes is multiplied: measured with AdamW, docs/student.md
 LARGEST_LOSS = 1e6  # a training begins near 10, and never comes back from here
 
 
@@ -48,6 +47,7 @@ class Optimisation:
     batch_size: int = 16
     rate: float = 0.01
     momentum: float = 0.9
+    probe_rate: float = 10.0  # by which the rate of linear probes is multiplied: measured with AdamW, docs/student.md
     weight_decay: float = 5e-5  # of all but norms, biases included
     clip: float = 1.0
     warmup_steps: int = 1000
@@ -64,7 +64,7 @@ class Optimisation:
         for name, least in {"steps": 1, "batch_size": 1, "warmup_steps": 0, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"train.{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("rate", "clip"):
+        for name in ("rate", "probe_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} must be above 0, got {getattr(self, name)}")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -79,7 +79,7 @@ class Optimisation:
         return self.rate * factor * self.drop_factor ** sum(step >= drop for drop in self.drops)
 
     def optimiser_of(self, model: nn.Module) -> torch.optim.Optimizer:
-        groups = parameter_groups(model, self.weight_decay)
+        groups = parameter_groups(model, self.weight_decay, self.probe_rate)
         if self.optimiser == "adamw":
             return torch.optim.AdamW(groups, lr=self.rate, fused=True)
         return torch.optim.SGD(groups, lr=self.rate, momentum=self.momentum)
@@ -208,9 +208,9 @@ def generator_of(seed: int, step: int, place: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float, probe_rate: float) -> list[dict[str, Any]]:
     """All parameters, each group with its `weight_decay` and `faster`, by which its rate is multiplied, and with it the
-    decay of a step: those of norms without decay, and those of linear probes, if there are any, with PROBE_RATE."""
+    decay of a step: those of norms without decay, and those of linear probes, if there are any, with `probe_rate`."""
     normed, probes = (_parameters_of(model, kinds) for kinds in (NORMS, LinearProbe))
     special = {id(p) for p in (*normed, *probes)}
     plain = [p for p in model.parameters() if id(p) not in special]
@@ -218,7 +218,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": plain, "weight_decay": weight_decay, "faster": 1.0},
         {"params": normed, "weight_decay": 0.0, "faster": 1.0},
     ]
-    return groups + [{"params": probes, "weight_decay": weight_decay, "faster": PROBE_RATE}] * bool(probes)
+    return groups + [{"params": probes, "weight_decay": weight_decay, "faster": probe_rate}] * bool(probes)
 
 
 def _parameters_of(model: nn.Module, kinds: type | tuple[type, ...]) -> list[nn.Parameter]:

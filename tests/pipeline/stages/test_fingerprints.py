@@ -27,6 +27,17 @@ def test_keys_of_rounds_count_where_they_are_not_what_was_before() -> None:
     assert found[0] == found[1] and len(set(found)) == 3
 
 
+def test_the_rate_of_probes_counts_where_there_are_any() -> None:
+    def training(rate: float, **network: Any) -> str:
+        changes = {"train": {"steps": 3, "probe_rate": rate, "network": network}}
+        base = {"source": {"uri": "/photos"}, "run": {"uri": "/run"}, "backbone": {"name": "patch-dct"}}
+        return resolve_stages(Config.model_validate(base | changes), INDEX)["train"].fingerprint
+
+    probed = {"backbone": "vit", "linear_probes": True}
+    assert training(10.0) == training(3.0)
+    assert training(10.0, **probed) != training(3.0, **probed)
+
+
 @pytest.mark.parametrize("case", PINNED)
 def test_stages_keep_their_order_inputs_and_fingerprints(case: str, tmp_path: Path) -> None:
     pinned = PINNED[case]

@@ -99,7 +99,7 @@ def test_each_tensor_is_clipped_by_itself() -> None:
 
 def test_norms_have_no_decay_and_biases_have() -> None:
     model = tiny_model()
-    plain, normed = parameter_groups(model, 5e-5)
+    plain, normed = parameter_groups(model, 5e-5, 10.0)
     assert (plain["weight_decay"], normed["weight_decay"]) == (5e-5, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert all(".norm." in names[id(parameter)] for parameter in normed["params"])
