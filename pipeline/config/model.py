@@ -11,6 +11,7 @@ from pipeline.config.section import Section, Uri
 Count = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=32)]
 Side = Annotated[int, Field(ge=4)]  # pixels
+Score = Annotated[float, Field(ge=0, le=1)]
 
 
 class CopyPasteConfig(Section):
@@ -25,6 +26,16 @@ class CopyPasteConfig(Section):
         if not 0 < self.ratio[0] <= self.ratio[1] <= 1:
             raise ValueError(f"ratio {self.ratio} needs 0 < low <= high <= 1")
         return self
+
+
+class TeacherConfig(Section):
+    """The averaged model adds what it sees surely to the labels, while training goes on (CUPS)."""
+
+    start: float = Field(0.5, ge=0, le=1)  # share of the steps after which it does
+    threshold: Score = 0.5  # least score of what it adds
+    max_iou: Score = 0.5  # with a label, from which on it is that label
+    most: int = Field(30, ge=1)  # instances a photo
+    soft: bool = False  # what it adds is wanted to be an object as surely as it is for the teacher
 
 
 class NetworkConfig(Section):
@@ -82,6 +93,7 @@ class TrainConfig(Section):
     optimiser: Literal["sgd", "adamw"] = "sgd"
     schedule: Literal["drops", "cosine"] = "drops"  # cosine: the rate falls along half a wave to 0 at the last step
     ema: float | None = Field(None, gt=0, lt=1)  # decay of averaged weights, which then are the result
+    teacher: TeacherConfig | None = None  # of what is learnt, beside the labels; needs ema
     precision: Literal["float32", "bfloat16"] = "float32"  # of the forward pass
     precise_statistics: int = Field(200, ge=0)  # batches after the last step that batch norms take their statistics of
     short_sides: tuple[Pixels, ...] = Field((240, 320, 480, 640, 672, 704, 736, 768, 800, 1024), min_length=1)  # pixels
@@ -116,6 +128,8 @@ class TrainConfig(Section):
             raise ValueError("names are of the run's own classes, and labels are human ones: leave out one of them")
         if self.soft and self.nested is None:
             raise ValueError("soft is of the scores of nested masks: set nested too")
+        if self.teacher is not None and self.ema is None:
+            raise ValueError("teacher is the averaged model: set ema too, such as 0.999")
         if self.nested is not None and (self.names or self.labels is not None or not self.whole_masks):
             raise ValueError("nested masks are the run's own, whole and without names: leave nested out, or the others")
         return self
@@ -140,9 +154,6 @@ class PredictionsConfig(Section):
     enabled: bool = False
     short: Pixels = 800  # short side
     max_side: Pixels = 1333
-
-
-Score = Annotated[float, Field(ge=0, le=1)]
 
 
 class SelfTrainingConfig(Section):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 # Keys that came later, which enter a fingerprint where they are not what was before.
-LATER = ("crop", "optimiser", "schedule", "nested", "nested_most", "soft")
+LATER = ("crop", "optimiser", "schedule", "nested", "nested_most", "soft", "teacher")
 LATER_OF_ROUNDS = ("soft", "mixing")
 LATER_OF_NETWORK = (
     "backbone",
@@ -160,6 +160,7 @@ class Train(FitStage):
     def _settings(self, run: Run) -> TrainSettings:
         from pipeline.predict.frozen import FrozenBackbone
         from pipeline.train.job import TrainSettings
+        from workers.training.teacher import TeacherParams
         from workers.training.trainer import Optimisation
 
         train, again, later = run.config.train, run.config.self_training, self.round > 0
@@ -177,6 +178,7 @@ class Train(FitStage):
             seed=run.config.seed,
             optimiser=train.optimiser,
             schedule=train.schedule,
+            teacher=None if train.teacher is None else TeacherParams(**train.teacher.model_dump()),
         )
         before = run.stages[stage_of_round("train", self.round - 1)].folder if later else train.init
         return TrainSettings(

@@ -186,7 +186,7 @@ def _identity(photos: TrainingPhotos, settings: TrainSettings, *, kept: bool) ->
     """What a checkpoint must be of to go on from it. `kept`: tokens are, and so are mirrored in place of the photo."""
     settled = dataclasses.asdict(dataclasses.replace(settings, init=None, backbone=None, frozen=None))
     del settled["frozen"]  # said below
-    for key, before in (("optimiser", "sgd"), ("schedule", "drops")):  # from when there was no other
+    for key, before in (("optimiser", "sgd"), ("schedule", "drops"), ("teacher", None)):  # from when there was no other
         if settled["optimisation"][key] == before:
             del settled["optimisation"][key]
     for key, none in (("crop", 0.0), ("mixing", 1.0)):  # likewise

@@ -23,6 +23,7 @@ from model.panoptic.probes import LinearProbe
 from model.panoptic.targets import Target
 from model.ranks import Ranks
 from model.shared_norm import share_statistics
+from workers.training.teacher import TeacherParams, taught
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 LARGEST_LOSS = 1e6  # a training begins near 10, and never comes back from here
@@ -39,8 +40,8 @@ class Optimisation:
     `steps` in all; `rate` is multiplied by `drop_factor` from each step of `drops` on, and rises linearly from
     `warmup_factor` of it during the first `warmup_steps`; with the schedule `cosine` it falls along half a wave
     instead, to 0 at the end. AdamW (arXiv 1711.05101) has no use for `momentum`. `clip` bounds the L2 norm of each
-    tensor's gradient by itself. `ema` is the decay of averaged weights, or None. `precision` is that of the forward
-    pass.
+    tensor's gradient by itself. `ema` is the decay of averaged weights, or None; the averaged model can be a `teacher`.
+    `precision` is that of the forward pass.
     """
 
     steps: int = 270_000
@@ -59,6 +60,7 @@ class Optimisation:
     seed: int = 0
     optimiser: Literal["sgd", "adamw"] = "sgd"
     schedule: Literal["drops", "cosine"] = "drops"
+    teacher: TeacherParams | None = None
 
     def __post_init__(self) -> None:
         for name, least in {"steps": 1, "batch_size": 1, "warmup_steps": 0, "seed": 0}.items():
@@ -69,6 +71,8 @@ class Optimisation:
                 raise ValueError(f"train.{name} must be above 0, got {getattr(self, name)}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"train.ema must be between 0 and 1, got {self.ema}")
+        if self.teacher is not None and self.ema is None:
+            raise ValueError("a teacher is the averaged model: set train.ema, or leave out train.teacher")
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -126,16 +130,21 @@ class PanopticTrainer:
             )
 
     def advance(self, batch: Batch) -> dict[str, float]:
-        """One step on this process's share of the batch. Returns the loss terms of the whole batch and `total`.
+        """One step on this process's share of the batch. Returns the loss terms of the whole batch and `total`, and
+        `taught`, how many instances of a photo are a teacher's, if there is one.
 
         LossNotFinite, before the weights change, when the loss of the batch is NaN, infinite or above LARGEST_LOSS.
         """
         for group, faster in zip(self.optimiser.param_groups, self._faster, strict=True):
             group["lr"] = self.settings.rate_at(self.step) * faster
-        losses = self._losses(batch)
+        targets, told = self._taught(batch)
+        losses = self._losses(batch, targets)
         total = torch.stack(list(losses.values())).sum()
-        terms = self.ranks.sum(torch.stack([*losses.values(), total]).detach().double()) / self.ranks.size
-        values = dict(zip([*losses, "total"], terms.tolist(), strict=True))
+        terms = {**losses, "total": total}
+        if self.settings.teacher is not None:
+            terms["taught"] = total.new_tensor(told)
+        means = self.ranks.sum(torch.stack([*terms.values()]).detach().double()) / self.ranks.size
+        values = dict(zip(terms, means.tolist(), strict=True))
         if not _is_sound(values["total"]):
             raise LossNotFinite(self._what_is_wrong(values, batch, own=float(total.detach())))
         self.optimiser.zero_grad(set_to_none=True)
@@ -169,14 +178,29 @@ class PanopticTrainer:
             self.averaged.load_state_dict(state["averaged"])
         self.step = state["step"]
 
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+    def _taught(self, batch: Batch) -> tuple[Sequence[Target], float]:
+        """What is learnt of each image, and how many instances of an image are the teacher's."""
+        teacher = self.settings.teacher
+        if teacher is None or self.averaged is None or self.step < teacher.start * self.settings.steps:
+            return batch.targets, 0.0
+        model = self.best_model().eval()
+        pairs = []
+        for place, (image, target) in enumerate(zip(batch.images, batch.targets, strict=True)):
+            tokens = batch.tokens and batch.tokens[place : place + 1]
+            with self._autocast():  # each by itself: what is seen depends on no other image of the batch
+                (seen,) = model.predict([image], tokens=tokens)
+            pairs.append(taught(target, seen, teacher))
+        targets, counts = zip(*pairs, strict=True)
+        return targets, sum(counts) / len(counts)
+
+    def _losses(self, batch: Batch, targets: Sequence[Target]) -> dict[str, Tensor]:
         seeds = [(self.settings.seed, self.step, batch.first + i) for i in range(len(batch.images))]
         images = [image.to(self.device, non_blocking=True) for image in batch.images]
         tokens = batch.tokens and [image.to(self.device, non_blocking=True) for image in batch.tokens]
         with self._autocast():
             losses: dict[str, Tensor] = self._forward(
                 images,
-                batch.targets,
+                targets,
                 generators=[generator_of(*seed) for seed in seeds],
                 ranks=self.ranks,
                 tokens=tokens,

@@ -81,6 +81,8 @@ def test_copies_weigh_as_one_where_a_cosine_is_given(tmp_path: Path) -> None:
             r"anchor_sizes needs 4 sizes for finest_stride 8, got \(32",
         ),
         ("source: {uri: a}\nrun: {uri: x}", ["train.crop=0.5"], r"crop 0.5 enlarges parts of kept tokens: set cache"),
+        ("source: {uri: a}\nrun: {uri: x}", ["train.teacher.threshold=0.6"], r"is the averaged model: set ema too"),
+        ("source: {uri: a}\nrun: {uri: x}", ["train.teacher.start=2"], r"teacher.start: .*less than or equal to 1"),
         ("source: {uri: a}\nrun: {uri: x}", ["train.cache=true"], r"network.backbone is resnet50: leave out cache"),
         (
             "source: {uri: a}\nrun: {uri: x}\ntrain: {network: {backbone: vit}}",

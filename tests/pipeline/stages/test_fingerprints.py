@@ -38,6 +38,16 @@ def test_the_rate_of_probes_counts_where_there_are_any() -> None:
     assert training(10.0, **probed) != training(3.0, **probed)
 
 
+def test_a_teacher_counts() -> None:
+    def training(**train: Any) -> str:
+        base = {"source": {"uri": "/photos"}, "run": {"uri": "/run"}, "backbone": {"name": "patch-dct"}}
+        config = Config.model_validate(base | {"train": {"steps": 3, "ema": 0.9, **train}})
+        return resolve_stages(config, INDEX)["train"].fingerprint
+
+    found = [training(), training(teacher=None), training(teacher={}), training(teacher={"threshold": 0.6})]
+    assert found[0] == found[1] and len(set(found)) == 3
+
+
 @pytest.mark.parametrize("case", PINNED)
 def test_stages_keep_their_order_inputs_and_fingerprints(case: str, tmp_path: Path) -> None:
     pinned = PINNED[case]

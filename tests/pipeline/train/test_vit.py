@@ -27,6 +27,7 @@ from pipeline.train.tokens import TokenCache
 from tests.tiny_panoptic import NETWORK, scene, stopped_at_step
 from workers.decode import DecodeLimits
 from workers.training.copy_paste import CopyPaste
+from workers.training.teacher import TeacherParams
 from workers.training.trainer import LossNotFinite, Optimisation
 
 FROZEN = FrozenBackbone("patch-dct", "random:0", "random:0")
@@ -172,6 +173,18 @@ def test_a_round_may_keep_a_share_of_the_weights_that_it_began_with(
     for name, values in found.items():
         torch.testing.assert_close(values, 0.75 * first[name] + 0.25 * last[name], rtol=1e-6, atol=1e-7, msg=name)
     assert any((last[name] - first[name]).abs().max() > 1e-3 for name in first)
+
+
+def test_a_fit_with_a_teacher_that_was_stopped_goes_on_to_the_same_weights(photos: CocoPhotos, tmp_path: Path) -> None:
+    teacher = TeacherParams(start=0.25, threshold=0.05)
+    settings = replace(SETTINGS, optimisation=replace(SETTINGS.optimisation, ema=0.5, teacher=teacher))
+    tokens = str(tmp_path / "tokens")
+    whole = fit_panoptic(photos, str(tmp_path / "whole"), settings, tokens=tokens)
+    with stopped_at_step(3):
+        fit_panoptic(photos, str(tmp_path / "part"), settings, checkpoint_every=2, tokens=tokens)
+    fit_panoptic(photos, str(tmp_path / "part"), settings, checkpoint_every=2, tokens=tokens)
+    assert whole.record["history"][-1]["taught"] > 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "part", 0)
 
 
 @pytest.mark.slow

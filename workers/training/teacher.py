@@ -1,0 +1,79 @@
+"""The averaged model as teacher of the one that learns: what it sees surely in a photo joins the photo's labels.
+
+Labels without people miss most objects. A round of self-training adds them once the training is over, a teacher while
+it goes on (CUPS, arXiv 2504.01955, its last stage): it sees the photo as it is learnt, cropped and mirrored, so that no
+mask has to be kept or brought to that form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.panoptic.network import Prediction
+from model.panoptic.targets import Target
+from workers.training.samples import THINGS, mask_boxes
+from workers.training.self_training import MOST_PREDICTIONS, mask_ious, suppress
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherParams:
+    """What of the teacher's predictions is learnt. ValueError for values out of range.
+
+    From `start`, a share of all steps, on, those with a score of at least `threshold`, of each photo the surest `most`,
+    that have a mask IoU below `max_iou` with every label and every surer one. With `soft` each is wanted to be an
+    object with the probability that its score says.
+    """
+
+    start: float = 0.5
+    threshold: float = 0.5
+    max_iou: float = 0.5
+    most: int = MOST_PREDICTIONS
+    soft: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("start", "threshold", "max_iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"train.teacher.{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.most < 1:
+            raise ValueError(f"train.teacher.most must be at least 1, got {self.most}")
+
+
+def taught(target: Target, seen: Prediction, params: TeacherParams) -> tuple[Target, int]:
+    """The target with what the teacher sees and it lacks, on its own device, and how many instances these are.
+
+    `seen` is a prediction of the target's size. What joins lies over the stuff of the semantic map. Without any the
+    target stays as it is, but for `soft`, which gives all of a batch scores: 1 for a label.
+    """
+    if params.soft and target.scores is None:
+        target = replace(target, scores=torch.ones(len(target.classes)))
+    sure = (seen.scores >= params.threshold) & seen.masks.flatten(1).any(1)
+    chosen = sure.nonzero()[: params.most, 0]
+    masks = seen.masks[chosen].cpu().numpy()
+    labels = target.masks.cpu().numpy()
+    new = np.flatnonzero(mask_ious(masks, labels).max(axis=1, initial=-1.0) < params.max_iou)
+    new = new[suppress(masks[new], params.max_iou)]
+    if len(new) == 0:
+        return target, 0
+    rows = chosen[torch.from_numpy(new).to(chosen.device)]
+    joined = torch.from_numpy(masks[new])
+    scores = target.scores
+    if scores is not None:
+        scores = _appended(scores, seen.scores[rows] if params.soft else torch.ones(len(new)))
+    return (
+        Target(
+            _appended(target.boxes, torch.from_numpy(mask_boxes(masks[new]))),
+            _appended(target.classes, seen.classes[rows]),
+            _appended(target.masks, joined),
+            target.semantic.masked_fill(joined.any(0).to(target.semantic.device), THINGS),
+            scores,
+        ),
+        len(new),
+    )
+
+
+def _appended(values: Tensor, more: Tensor) -> Tensor:
+    return torch.cat([values, more.to(values)])
