@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -105,6 +105,9 @@ class Config(Section):
             raise ValueError("self_training.soft is of the scores of whole masks: leave out train.whole_masks")
         if self.self_training.rounds and self.train.names:
             raise ValueError("self_training.rounds goes on from labels without names: leave out train.names")
+        mixed = self.self_training.mixing < 1 and self.train.network.backbone == "resnet50"
+        if self.self_training.rounds and mixed and not self.train.precise_statistics:
+            raise ValueError("self_training.mixing needs new statistics of batch norms: set train.precise_statistics")
         return self
 
     @model_validator(mode="after")
@@ -213,6 +216,7 @@ def _suggest(location: tuple[Any, ...]) -> str:
 
     model: Any = Config
     for part in location[:-1]:
-        model = model.model_fields[part].annotation
+        annotation = model.model_fields[part].annotation
+        model = next((kind for kind in get_args(annotation) if hasattr(kind, "model_fields")), annotation)
     close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(model.model_fields)}"

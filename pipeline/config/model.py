@@ -31,9 +31,9 @@ class CopyPasteConfig(Section):
 class TeacherConfig(Section):
     """The averaged model adds what it sees surely to the labels, while training goes on (CUPS)."""
 
-    start: float = Field(0.5, ge=0, le=1)  # share of the steps after which it does
+    start: float = Field(0.5, ge=0, lt=1)  # share of the steps after which it does
     threshold: Score = 0.5  # least score of what it adds
-    max_iou: Score = 0.5  # with a label, from which on it is that label
+    max_iou: float = Field(0.5, ge=0, lt=1)  # with a label, above which it is that label
     most: int = Field(30, ge=1)  # instances a photo
     soft: bool = False  # what it adds is wanted to be an object as surely as it is for the teacher
 

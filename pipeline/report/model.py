@@ -87,5 +87,7 @@ def _read_training(stage: Stage) -> Training | None:
         *lines("Loss", steps, {"": [entry["total"] for entry in history]}, "step", "loss"),
         *lines("Loss by head", steps, parts, "step", "loss"),
     ]
+    if "taught" in history[0]:
+        drawn += lines("Taught", steps, {"": [entry["taught"] for entry in history]}, "step", "instances a photo")
     last = history[-1]
     return Training(round_of(stage.name), steps[-1], int(record["images"]), last["total"], last["images_per_s"], drawn)

@@ -34,7 +34,8 @@ def train(
 ) -> tuple[PanopticTrainer, dict[str, Any]]:
     """Train to the last step, from the checkpoint in `job.out` if there is one, and leave the last one there.
 
-    Returns the trainer and the record: `history`, a mapping of losses, rate and images a second each. `on_log` gets
+    Returns the trainer and the record: `history`, a mapping of losses, rate and images a second each (and of
+    `taught`, see `PanopticTrainer.advance`). `on_log` gets
     each entry of the first process.
     """
     settings = job.settings.optimisation

@@ -23,9 +23,9 @@ from workers.training.self_training import MOST_PREDICTIONS, mask_ious, suppress
 class TeacherParams:
     """What of the teacher's predictions is learnt. ValueError for values out of range.
 
-    From `start`, a share of all steps, on, those with a score of at least `threshold`, of each photo the surest `most`,
-    that have a mask IoU below `max_iou` with every label and every surer one. With `soft` each is wanted to be an
-    object with the probability that its score says.
+    From `start`, a share of all steps, on: those with a score of at least `threshold` whose mask IoU with every label,
+    and with every surer one that joins, is at most `max_iou`; of each photo the surest `most`. With `soft` each is
+    wanted to be an object with the probability that its score says.
     """
 
     start: float = 0.5
@@ -35,27 +35,29 @@ class TeacherParams:
     soft: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("start", "threshold", "max_iou"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"train.teacher.{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"train.teacher.threshold must be in [0, 1], got {self.threshold}")
+        for name in ("start", "max_iou"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"train.teacher.{name} must be in [0, 1), got {getattr(self, name)}")
         if self.most < 1:
             raise ValueError(f"train.teacher.most must be at least 1, got {self.most}")
 
 
 def taught(target: Target, seen: Prediction, params: TeacherParams) -> tuple[Target, int]:
-    """The target with what the teacher sees and it lacks, on its own device, and how many instances these are.
+    """The target with what the teacher sees and it lacks, and how many instances these are.
 
     `seen` is a prediction of the target's size. What joins lies over the stuff of the semantic map. Without any the
     target stays as it is, but for `soft`, which gives all of a batch scores: 1 for a label.
     """
     if params.soft and target.scores is None:
-        target = replace(target, scores=torch.ones(len(target.classes)))
+        target = replace(target, scores=torch.ones_like(target.boxes[:, 0]))
     sure = (seen.scores >= params.threshold) & seen.masks.flatten(1).any(1)
-    chosen = sure.nonzero()[: params.most, 0]
+    chosen = sure.nonzero()[:, 0]
     masks = seen.masks[chosen].cpu().numpy()
     labels = target.masks.cpu().numpy()
-    new = np.flatnonzero(mask_ious(masks, labels).max(axis=1, initial=-1.0) < params.max_iou)
-    new = new[suppress(masks[new], params.max_iou)]
+    new = np.flatnonzero(mask_ious(masks, labels).max(axis=1, initial=0.0) <= params.max_iou)
+    new = new[suppress(masks[new], params.max_iou)][: params.most]
     if len(new) == 0:
         return target, 0
     rows = chosen[torch.from_numpy(new).to(chosen.device)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -137,12 +137,12 @@ class PanopticTrainer:
         """
         for group, faster in zip(self.optimiser.param_groups, self._faster, strict=True):
             group["lr"] = self.settings.rate_at(self.step) * faster
-        targets, told = self._taught(batch)
-        losses = self._losses(batch, targets)
+        batch, count = self._taught(self._on_device(batch))
+        losses = self._losses(batch)
         total = torch.stack(list(losses.values())).sum()
         terms = {**losses, "total": total}
         if self.settings.teacher is not None:
-            terms["taught"] = total.new_tensor(told)
+            terms["taught"] = total.new_tensor(count)
         means = self.ranks.sum(torch.stack([*terms.values()]).detach().double()) / self.ranks.size
         values = dict(zip(terms, means.tolist(), strict=True))
         if not _is_sound(values["total"]):
@@ -178,32 +178,38 @@ class PanopticTrainer:
             self.averaged.load_state_dict(state["averaged"])
         self.step = state["step"]
 
-    def _taught(self, batch: Batch) -> tuple[Sequence[Target], float]:
-        """What is learnt of each image, and how many instances of an image are the teacher's."""
-        teacher = self.settings.teacher
-        if teacher is None or self.averaged is None or self.step < teacher.start * self.settings.steps:
-            return batch.targets, 0.0
-        model = self.best_model().eval()
-        pairs = []
-        for place, (image, target) in enumerate(zip(batch.images, batch.targets, strict=True)):
-            tokens = batch.tokens and batch.tokens[place : place + 1]
-            with self._autocast():  # each by itself: what is seen depends on no other image of the batch
-                (seen,) = model.predict([image], tokens=tokens)
-            pairs.append(taught(target, seen, teacher))
-        targets, counts = zip(*pairs, strict=True)
-        return targets, sum(counts) / len(counts)
+    def _on_device(self, batch: Batch) -> Batch:
+        def moved(images: Sequence[Tensor]) -> list[Tensor]:
+            return [image.to(self.device, non_blocking=True) for image in images]
 
-    def _losses(self, batch: Batch, targets: Sequence[Target]) -> dict[str, Tensor]:
+        return replace(batch, images=moved(batch.images), tokens=batch.tokens and moved(batch.tokens))
+
+    def _taught(self, batch: Batch) -> tuple[Batch, float]:
+        """The batch with the teacher's instances among its targets, and how many these are, the mean of its images."""
+        teacher = self.settings.teacher
+        if teacher is None or self.step < teacher.start * self.settings.steps:
+            return batch, 0.0
+        model = self.best_model().eval()
+        tokens, pairs = batch.tokens, []
+        with self._autocast():
+            if tokens is None and model.frozen is not None:
+                tokens = model.frozen(batch.images)  # for the losses, too
+            for place, (image, target) in enumerate(zip(batch.images, batch.targets, strict=True)):
+                # Each by itself, so that what is seen depends on no other image of the batch.
+                (seen,) = model.predict([image], tokens=tokens and tokens[place : place + 1])
+                pairs.append(taught(target, seen, teacher))
+        targets, counts = zip(*pairs, strict=True)
+        return replace(batch, targets=targets, tokens=tokens), sum(counts) / len(counts)
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
         seeds = [(self.settings.seed, self.step, batch.first + i) for i in range(len(batch.images))]
-        images = [image.to(self.device, non_blocking=True) for image in batch.images]
-        tokens = batch.tokens and [image.to(self.device, non_blocking=True) for image in batch.tokens]
         with self._autocast():
             losses: dict[str, Tensor] = self._forward(
-                images,
-                targets,
+                batch.images,
+                batch.targets,
                 generators=[generator_of(*seed) for seed in seeds],
                 ranks=self.ranks,
-                tokens=tokens,
+                tokens=batch.tokens,
             )
         return losses
 

@@ -74,6 +74,11 @@ def test_copies_weigh_as_one_where_a_cosine_is_given(tmp_path: Path) -> None:
             ["self_training.soft=true", "train.whole_masks=false"],
             r"soft is of .* whole masks",
         ),
+        (
+            "source: {uri: a}\nrun: {uri: x}\ntrain: {steps: 1, precise_statistics: 0}",
+            ["self_training={rounds: 1, mixing: 0.5}"],
+            r"mixing needs new statistics of batch norms: set train.precise_statistics",
+        ),
         ("source: {uri: a}\nrun: {uri: x}", ["train.network.linear_probes=true"], r"linear_probes needs .* resnet50"),
         (
             "source: {uri: a}\nrun: {uri: x}\ntrain: {network: {backbone: vit}}",
@@ -82,7 +87,8 @@ def test_copies_weigh_as_one_where_a_cosine_is_given(tmp_path: Path) -> None:
         ),
         ("source: {uri: a}\nrun: {uri: x}", ["train.crop=0.5"], r"crop 0.5 enlarges parts of kept tokens: set cache"),
         ("source: {uri: a}\nrun: {uri: x}", ["train.teacher.threshold=0.6"], r"is the averaged model: set ema too"),
-        ("source: {uri: a}\nrun: {uri: x}", ["train.teacher.start=2"], r"teacher.start: .*less than or equal to 1"),
+        ("source: {uri: a}\nrun: {uri: x}", ["train.teacher.start=1"], r"teacher.start: .*should be less than 1"),
+        ("source: {uri: a}\nrun: {uri: x}", ["train.teacher.treshold=1"], r"treshold: unknown.*mean 'threshold'"),
         ("source: {uri: a}\nrun: {uri: x}", ["train.cache=true"], r"network.backbone is resnet50: leave out cache"),
         (
             "source: {uri: a}\nrun: {uri: x}\ntrain: {network: {backbone: vit}}",

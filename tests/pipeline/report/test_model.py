@@ -64,6 +64,17 @@ def test_a_training_shows_its_losses_by_head(run: Path) -> None:
     assert "Not complete: predictions, labels_1, train_1, predictions_1." in text
 
 
+def test_a_training_with_a_teacher_shows_what_it_added(run: Path) -> None:
+    stage = table_of(run)["train"]
+    write_training(stage)
+    assert "Taught" not in report_of(run).text
+    file = Path(stage.folder) / "artifact.json"
+    record = json.loads(file.read_text())
+    record["history"] = [entry | {"taught": entry["step"] / 10} for entry in record["history"]]
+    file.write_text(json.dumps(record))
+    assert "Taught" in (text := squeezed(report_of(run).text)) and "step 40: 4" in text
+
+
 def test_predictions_stand_beside_the_labels(run: Path) -> None:
     write_training(table_of(run)["train"])
     before = len(report_of(run).values("img", "src"))

@@ -38,14 +38,18 @@ def test_the_rate_of_probes_counts_where_there_are_any() -> None:
     assert training(10.0, **probed) != training(3.0, **probed)
 
 
-def test_a_teacher_counts() -> None:
-    def training(**train: Any) -> str:
+def test_a_teacher_counts_in_a_training_and_its_rounds() -> None:
+    def trainings(**train: Any) -> list[str]:
         base = {"source": {"uri": "/photos"}, "run": {"uri": "/run"}, "backbone": {"name": "patch-dct"}}
-        config = Config.model_validate(base | {"train": {"steps": 3, "ema": 0.9, **train}})
-        return resolve_stages(config, INDEX)["train"].fingerprint
+        changes = {"train": {"steps": 3, "ema": 0.9, **train}, "self_training": {"rounds": 1}}
+        table = resolve_stages(Config.model_validate(base | changes), INDEX)
+        return [table[name].fingerprint for name in ("train", "train_1")]
 
-    found = [training(), training(teacher=None), training(teacher={}), training(teacher={"threshold": 0.6})]
-    assert found[0] == found[1] and len(set(found)) == 3
+    none, said, given, other = (
+        trainings(**keys) for keys in ({}, {"teacher": None}, {"teacher": {}}, {"teacher": {"threshold": 0.6}})
+    )
+    assert none == said
+    assert all(len({*fingerprints}) == 3 for fingerprints in zip(none, given, other, strict=True))
 
 
 @pytest.mark.parametrize("case", PINNED)

@@ -185,6 +185,9 @@ def test_a_fit_with_a_teacher_that_was_stopped_goes_on_to_the_same_weights(photo
     fit_panoptic(photos, str(tmp_path / "part"), settings, checkpoint_every=2, tokens=tokens)
     assert whole.record["history"][-1]["taught"] > 0
     assert_same_weights(tmp_path / "whole", tmp_path / "part", 0)
+    assert _identity(photos, settings, kept=True) != _identity(
+        photos, replace(settings, optimisation=replace(settings.optimisation, teacher=None)), kept=True
+    )
 
 
 @pytest.mark.slow

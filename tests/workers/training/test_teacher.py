@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
+from model.panoptic.frozen import FrozenPatches
 from model.panoptic.network import Prediction
 from model.panoptic.targets import Target
-from model.ranks import Ranks
-from tests.tiny_panoptic import scene, tiny_vit
+from model.ranks import ALONE, Ranks
+from tests.tiny_panoptic import scene, tiny_model, tiny_vit
 from workers.training.teacher import TeacherParams, taught
 from workers.training.trainer import Batch, Optimisation, PanopticTrainer
 
@@ -59,6 +66,15 @@ def test_what_is_sure_and_no_label_joins() -> None:
 def test_the_surest_alone_where_there_are_more_than_wanted() -> None:
     after, count = taught(target_of(), SEEN, replace(PARAMS, most=2))
     assert count == 2 and after.classes.tolist() == [1, 2]
+    after, count = taught(target_of(LABEL), SEEN, replace(PARAMS, most=1))  # what is a label takes nobody's place
+    assert count == 1 and after.classes.tolist() == [0, 2]
+
+
+def test_an_overlap_of_the_largest_allowed_joins() -> None:
+    half = seen_of([0.9, 0.8], (0, 0, 20, 10), (40, 10, 60, 30))  # an IoU of 0.5 with the label, and of 0
+    assert [taught(target_of(LABEL), half, replace(PARAMS, max_iou=most))[1] for most in (0.0, 0.49, 0.5)] == [1, 1, 2]
+    twice = seen_of([0.9, 0.8], (0, 0, 20, 10), LABEL)
+    assert [taught(target_of(), twice, replace(PARAMS, max_iou=most))[1] for most in (0.49, 0.5)] == [1, 2]
 
 
 def test_soft_ones_are_wanted_as_surely_as_they_were_seen() -> None:
@@ -82,7 +98,7 @@ def test_a_photo_in_which_nothing_is_sure_stays_as_it_is() -> None:
     assert taught(before, seen_of([]), PARAMS) == (before, 0)
 
 
-@pytest.mark.parametrize("changes", [{"threshold": 1.5}, {"start": -0.1}, {"max_iou": 2.0}, {"most": 0}])
+@pytest.mark.parametrize("changes", [{"threshold": 1.5}, {"start": 1.0}, {"max_iou": 1.0}, {"most": 0}])
 def test_values_out_of_range_are_named(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=rf"train\.teacher\.{next(iter(changes))} must be"):
         TeacherParams(**changes)  # type: ignore[arg-type]
@@ -98,9 +114,9 @@ def photo(number: int) -> torch.Tensor:
     return torch.from_numpy(scene(HEIGHT, WIDTH, number)).permute(2, 0, 1).contiguous()
 
 
-def trainer_of(settings: Optimisation) -> PanopticTrainer:
+def trainer_of(settings: Optimisation, *, vit: bool = True, ranks: Ranks = ALONE) -> PanopticTrainer:
     torch.manual_seed(0)
-    return PanopticTrainer(tiny_vit(linear_probes=True), settings, device="cpu", ranks=Ranks())
+    return PanopticTrainer(tiny_vit(linear_probes=True) if vit else tiny_model(), settings, device="cpu", ranks=ranks)
 
 
 def advance(trainer: PanopticTrainer, steps: int) -> list[dict[str, float]]:
@@ -123,14 +139,55 @@ def test_a_teacher_begins_in_the_middle_and_what_it_adds_is_learnt() -> None:
         assert values["total"] == pytest.approx(sum(losses), rel=1e-5)  # `taught` is no loss
 
 
-def test_a_taught_training_goes_on_bit_for_bit() -> None:
-    unbroken, first, second = trainer_of(TAUGHT), trainer_of(TAUGHT), trainer_of(TAUGHT)
-    advance(unbroken, 4)
+@pytest.mark.parametrize("vit", [True, False])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_taught_training_goes_on_bit_for_bit(vit: bool, precision: Literal["float32", "bfloat16"]) -> None:
+    settings = replace(TAUGHT, precision=precision)
+    unbroken, first, second = (trainer_of(settings, vit=vit) for _ in range(3))
+    assert advance(unbroken, 4)[-1]["taught"] > 0
     advance(first, 3)
     second.load_state(first.state())
     advance(second, 1)
-    for name, values in unbroken.best_model().state_dict().items():
-        assert torch.equal(values, second.best_model().state_dict()[name]), name
+    for ours, other in ((unbroken.model, second.model), (unbroken.best_model(), second.best_model())):
+        for name, values in ours.state_dict().items():
+            assert torch.equal(values, other.state_dict()[name]), name
+    assert unbroken.model.training  # the teacher alone sees as in a prediction
+
+
+def test_the_transformer_sees_a_photo_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    forward = FrozenPatches.__call__
+
+    def counts(self: FrozenPatches, images: Any) -> Any:
+        passes.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(FrozenPatches, "__call__", counts)
+    advance(trainer_of(TAUGHT), 4)
+    assert passes == [2] * 4
+
+
+def _process(rank: int, port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    trainer = trainer_of(TAUGHT, vit=False, ranks=Ranks(rank, 2))
+    target = target_of(LABEL) if rank else target_of()
+    values = [trainer.advance(Batch([photo(2 * step + rank)], [target], [str(rank)], rank)) for step in range(4)]
+    torch.save({"values": values, "state": trainer.best_model().state_dict()}, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_one_teacher(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_process, (port, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first["values"] == second["values"]
+    assert [values["taught"] > 0 for values in first["values"]] == [False, False, True, True]
+    for name, values in first["state"].items():
+        assert torch.equal(values, second["state"][name]), name
 
 
 def test_a_teacher_is_the_averaged_model() -> None:
