@@ -28,6 +28,7 @@ class OutlineParams:
 
     raster_side: int = 320  # pixels of the raster's longer side
     cell: int = 8  # pixels of the raster between the seeds of superpixels
+    seed_iterations: int = 3  # of their k-means
     place: float = 30.0  # standard deviation of the kernel, pixels of the raster
     colour: float = 10.0  # likewise, of Lab
     token: float = 0.2  # 1 - cosine of tokens less their mean at which the kernel has fallen to 1/e
@@ -61,7 +62,7 @@ def outlined_masks(
         if not len(probs):
             return paste_masks(probs, coarse, output)
         lab = _lab_raster(image, params)
-        labels = superpixels(lab, params.cell)
+        labels = superpixels(lab, params.cell, iterations=params.seed_iterations)
         raster = (labels.shape[0], labels.shape[1])
         inside = paste_probs(probs, scale_boxes(boxes, size, raster), raster)
         regions = _Regions(labels)
