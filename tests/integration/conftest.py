@@ -23,6 +23,12 @@ from pipeline.operations.run import run
 
 SCENES, SHARD_SIZE, SHARDS = 24, 3, 8
 DEADLINE_S = 120
+TREES = [
+    "instances.method=merge_tree",
+    "merge_tree.image_size=160",
+    "merge_tree.raster_side=160",
+    "things.components=16",
+]
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -39,11 +45,20 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def labelled(scenes: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the scenes; tests that change a run copy it."""
-    folder = shared_folder(tmp_path_factory) / "labelled"
+    return _finished_once(scenes, shared_folder(tmp_path_factory) / "labelled", [])
+
+
+@pytest.fixture(scope="session")
+def labelled_by_trees(scenes: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Likewise, with things of merge trees."""
+    return _finished_once(scenes, shared_folder(tmp_path_factory) / "labelled-by-trees", TREES)
+
+
+def _finished_once(scenes: Path, folder: Path, overrides: list[str]) -> Path:
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             folder.mkdir()
-            run(load_config(str(write_config(scenes, folder))))
+            run(load_config(str(write_config(scenes, folder)), overrides))
     return folder / "run"
 
 

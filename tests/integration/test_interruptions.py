@@ -85,6 +85,7 @@ def assert_same_rows(run: Path, undisturbed: Path, stages: tuple[str, ...] = ("i
     assert not list(run.rglob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_killed_worker_killed_driver_ctrl_c_and_a_second_run(
     config_file: Path, tmp_path: Path, labelled: Path, start_u2label: Start, ray_address: str
 ) -> None:

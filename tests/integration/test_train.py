@@ -21,7 +21,7 @@ from pipeline.predict.weights import load_predictor
 from pipeline.stages.parts import find_parts
 from pipeline.train.job import TrainSettings
 from pipeline.train.photos import TrainingPhotos
-from tests.integration.conftest import SCENES, SHARDS, Start, finish, read_stage, rows
+from tests.integration.conftest import SCENES, SHARDS, TREES, Start, finish, read_stage, rows
 from tests.tiny_panoptic import NETWORK
 
 TRAIN = [
@@ -36,8 +36,7 @@ TRAIN = [
     "predictions.short=96",
     f"train.network={json.dumps(NETWORK)}",
 ]
-TREES = ["instances.method=merge_tree", "merge_tree.image_size=160", "merge_tree.raster_side=160"]
-NESTED = [*TREES, "things.components=16", "train.nested=0.1", "train.nested_most=5", "train.soft=true"]
+NESTED = [*TREES, "train.nested=0.1", "train.nested_most=5", "train.soft=true"]
 VIT = [
     *("train.cache=true", "train.network.backbone=vit", "train.network.patch_stride=8"),
     *("train.optimiser=adamw", "train.schedule=cosine", "train.network.class_agnostic=true"),
@@ -70,8 +69,11 @@ def test_labels_model_predictions_and_a_round_of_self_training(labelled_config: 
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_nested_masks_a_model_behind_the_frozen_backbone_and_a_round(config_file: Path) -> None:
+def test_nested_masks_a_model_behind_the_frozen_backbone_and_a_round(
+    config_file: Path, labelled_by_trees: Path
+) -> None:
     config = load_config(str(config_file), [*TRAIN, *NESTED, *VIT, *ROUND])
+    shutil.copytree(labelled_by_trees, config.run.uri)
     summary = run(config)
     assert summary.computed["targets"] == SHARDS
     assert set(run(config).computed.values()) == {0}
