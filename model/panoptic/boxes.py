@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 LARGEST_GROWTH = math.log(1000 / 16)  # of a side in one decoding: a wild delta must not overflow the exponential
 
@@ -44,6 +45,12 @@ def _centre_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
 def box_area(boxes: Tensor) -> Tensor:
     """(n,) square pixels; negative where only one pair of corners is reversed."""
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def boxes_of_masks(masks: Tensor) -> Tensor:
+    """(n, h, w) bool, none empty -> (n, 4) the smallest box around each; x1 and y1 are those after its last pixels."""
+    boxes = masks_to_boxes(masks)
+    return boxes + boxes.new_tensor([0, 0, 1, 1])
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-IGNORED = 255  # in a semantic map: no class, enters no loss
+THINGS = 0  # the class of a semantic map that all instances share
+IGNORED = 255  # in one: no class, enters no loss
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from model.panoptic.targets import THINGS
 from workers.masks import BoolArray
-from workers.training.samples import THINGS, Sample, mask_boxes
+from workers.training.samples import Sample, mask_boxes
 
 TOUCHED = 1e-4  # share of a pixel from which a resized mask has it; published as "not 0", which rounding decides
 

@@ -22,12 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.panoptic.targets import Target
+from model.panoptic.targets import THINGS, Target
 from workers.masks import BoolArray, decode_panoptic_png, decode_rle, mask_box
 from workers.merge import VOID_ID, VOID_LABEL, whole_masks
 from workers.records import READABLE
-
-THINGS = 0  # the class of the semantic map that all instances share
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,11 +16,12 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as coco
 
+from model.panoptic.targets import THINGS
 from workers.masks import BoolArray, Box, decode_rle, encode_panoptic_png, encode_rle, mask_box, open_png
 from workers.merge import VOID_LABEL, merge_panoptic
 from workers.predict import encode_class_map
 from workers.records import PREDICTIONS_SCHEMA, READABLE, Status
-from workers.training.samples import THINGS, from_panoptic_row
+from workers.training.samples import from_panoptic_row
 
 CUTLER_THRESHOLDS = (0.7, 0.65)  # scores of the first and the second round
 MOST_PREDICTIONS = 30  # an image, as CutLER's

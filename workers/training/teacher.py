@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from model.panoptic.boxes import boxes_of_masks
 from model.panoptic.network import Prediction
-from model.panoptic.targets import Target
-from workers.training.samples import THINGS, mask_boxes
-from workers.training.self_training import MOST_PREDICTIONS, mask_ious, suppress
+from model.panoptic.targets import THINGS, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,7 @@ class TeacherParams:
     start: float = 0.5
     threshold: float = 0.5
     max_iou: float = 0.5
-    most: int = MOST_PREDICTIONS
+    most: int = 30  # as a round of self-training
     soft: bool = False
 
     def __post_init__(self) -> None:
@@ -52,29 +50,46 @@ def taught(target: Target, seen: Prediction, params: TeacherParams) -> tuple[Tar
     """
     if params.soft and target.scores is None:
         target = replace(target, scores=torch.ones_like(target.boxes[:, 0]))
-    sure = (seen.scores >= params.threshold) & seen.masks.flatten(1).any(1)
-    chosen = sure.nonzero()[:, 0]
-    masks = seen.masks[chosen].cpu().numpy()
-    labels = target.masks.cpu().numpy()
-    new = np.flatnonzero(mask_ious(masks, labels).max(axis=1, initial=0.0) <= params.max_iou)
-    new = new[suppress(masks[new], params.max_iou)][: params.most]
-    if len(new) == 0:
+    sure = ((seen.scores >= params.threshold) & seen.masks.flatten(1).any(1)).nonzero()[:, 0]
+    labels = target.masks.to(seen.masks.device)
+    rows = sure[_apart(seen.masks[sure], labels, params.max_iou)[: params.most]]
+    if len(rows) == 0:
         return target, 0
-    rows = chosen[torch.from_numpy(new).to(chosen.device)]
-    joined = torch.from_numpy(masks[new])
+    masks = seen.masks[rows]
+    boxes = boxes_of_masks(masks)
     scores = target.scores
     if scores is not None:
-        scores = _appended(scores, seen.scores[rows] if params.soft else torch.ones(len(new)))
+        scores = _appended(scores, seen.scores[rows] if params.soft else torch.ones_like(boxes[:, 0]))
     return (
         Target(
-            _appended(target.boxes, torch.from_numpy(mask_boxes(masks[new]))),
+            _appended(target.boxes, boxes),
             _appended(target.classes, seen.classes[rows]),
-            _appended(target.masks, joined),
-            target.semantic.masked_fill(joined.any(0).to(target.semantic.device), THINGS),
+            _appended(target.masks, masks),
+            target.semantic.masked_fill(masks.any(0).to(target.semantic.device), THINGS),
             scores,
         ),
-        len(new),
+        len(rows),
     )
+
+
+def _apart(masks_nhw: Tensor, labels_mhw: Tensor, max_iou: float) -> Tensor:
+    """(k,) int64 rows of the masks, best first, whose IoU with each label and each better one of them is at most
+    `max_iou`."""
+    among = _ious(masks_nhw, masks_nhw).tolist()
+    with_labels = _ious(masks_nhw, labels_mhw)
+    new = (with_labels <= max_iou).all(1).nonzero()[:, 0].tolist()
+    kept: list[int] = []
+    for row in new:
+        if all(among[row][better] <= max_iou for better in kept):
+            kept.append(row)
+    return torch.tensor(kept, dtype=torch.int64, device=masks_nhw.device)
+
+
+def _ious(masks_nhw: Tensor, others_mhw: Tensor) -> Tensor:
+    """(n, m) float32 intersection over union of masks that are not empty."""
+    masks, others = masks_nhw.flatten(1).float(), others_mhw.flatten(1).float()
+    common = masks @ others.t()
+    return common / (masks.sum(1, keepdim=True) + others.sum(1) - common)
 
 
 def _appended(values: Tensor, more: Tensor) -> Tensor:

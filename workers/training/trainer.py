@@ -191,13 +191,12 @@ class PanopticTrainer:
             return batch, 0.0
         model = self.best_model().eval()
         tokens, pairs = batch.tokens, []
-        with self._autocast():
-            if tokens is None and model.frozen is not None:
-                tokens = model.frozen(batch.images)  # for the losses, too
-            for place, (image, target) in enumerate(zip(batch.images, batch.targets, strict=True)):
-                # Each by itself, so that what is seen depends on no other image of the batch.
+        if tokens is None and model.frozen is not None:
+            tokens = model.frozen(batch.images)  # for the losses, too
+        for place, (image, target) in enumerate(zip(batch.images, batch.targets, strict=True)):
+            with self._autocast():  # each by itself, so that what is seen depends on no other image of the batch
                 (seen,) = model.predict([image], tokens=tokens and tokens[place : place + 1])
-                pairs.append(taught(target, seen, teacher))
+            pairs.append(taught(target, seen, teacher))
         targets, counts = zip(*pairs, strict=True)
         return replace(batch, targets=targets, tokens=tokens), sum(counts) / len(counts)
 

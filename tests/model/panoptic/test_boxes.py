@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from rcnn_reference import Reference
 
-from model.panoptic.boxes import BoxCoder, box_iou, clip_boxes, is_usable, match_boxes
+from model.panoptic.boxes import BoxCoder, box_iou, boxes_of_masks, clip_boxes, is_usable, match_boxes
 
 
 def test_a_box_twice_as_wide_and_moved_by_its_width() -> None:
@@ -51,6 +51,13 @@ def test_clipping_and_what_is_left() -> None:
     clipped = clip_boxes(boxes, (10, 20))
     assert clipped[0].tolist() == [0, 2, 5, 10]
     assert is_usable(clipped).tolist() == [True, False, False, True]
+
+
+def test_boxes_end_after_the_last_pixels_of_masks() -> None:
+    masks = torch.zeros(2, 6, 8, dtype=torch.bool)
+    masks[0, 2, 3] = masks[1, 1:4, 2] = masks[1, 5, 7] = True
+    assert boxes_of_masks(masks).tolist() == [[3, 2, 4, 3], [2, 1, 8, 6]]
+    assert boxes_of_masks(masks[:0]).shape == (0, 4)
 
 
 def test_overlap() -> None:
