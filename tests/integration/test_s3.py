@@ -11,6 +11,7 @@ import pytest
 
 from model.checkpoint.files import Checkpoint, to_files
 from pipeline.config import Config, load_config
+from pipeline.engine.lease import run_lease
 from pipeline.engine.receipts import read_receipts
 from pipeline.engine.stage import Stage, index_folder
 from pipeline.export.coco import export_coco
@@ -95,6 +96,8 @@ def assert_whole(config: Config, table: dict[str, Stage]) -> None:
     for name in ("instances", "panoptic"):
         receipts = read_receipts(config.run.uri, name, table[name].fingerprint)
         assert [(receipt.shard, receipt.ok) for receipt in receipts] == [(shard, True) for shard in range(SHARDS)]
+    with run_lease(config.run.uri):  # free, or of a run that is over and was refused when it gave the lease back
+        pass
     keys = [info.path for info in storage.walk(config.run.uri)]
     assert not [key for key in keys if storage.TEMPORARY in key or key.endswith("lease.json")]
     fs, bucket = storage.filesystem(config.run.uri.removesuffix("/run"))
