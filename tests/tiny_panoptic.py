@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model.backbone import load_backbone
+from model.panoptic.frozen import FrozenPatches
 from model.panoptic.network import PanopticCascadeRCNN
 from workers.training.trainer import PanopticTrainer
 
@@ -77,6 +78,19 @@ def scene(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
         top, left = int(random.integers(0, height // 2 + 1)), int(random.integers(0, width // 2 + 1))
         photo[top : top + height // 3, left : left + width // 3] = random.integers(0, 256, 3)
     return photo
+
+
+def count_passes(patch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each forward pass of a frozen transformer has from here on."""
+    passes: list[int] = []
+    forward = FrozenPatches.__call__
+
+    def counts(self: FrozenPatches, images: Any) -> Any:
+        passes.append(len(images))
+        return forward(self, images)
+
+    patch.setattr(FrozenPatches, "__call__", counts)
+    return passes
 
 
 @contextlib.contextmanager

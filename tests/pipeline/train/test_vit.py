@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +23,7 @@ from pipeline.train.coco_photos import CocoPhotos
 from pipeline.train.fit import _identity, fit_panoptic
 from pipeline.train.job import TrainJob, TrainSettings, build_model
 from pipeline.train.tokens import TokenCache
-from tests.tiny_panoptic import NETWORK, scene, stopped_at_step
+from tests.tiny_panoptic import NETWORK, count_passes, scene, stopped_at_step
 from workers.decode import DecodeLimits
 from workers.training.copy_paste import CopyPaste
 from workers.training.teacher import TeacherParams
@@ -58,17 +57,8 @@ def unbroken(photos: CocoPhotos, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many images each forward pass of the transformer had."""
-    passes: list[int] = []
-    forward = FrozenPatches.__call__
-
-    def counts(self: FrozenPatches, images: Any) -> Any:
-        passes.append(len(images))
-        return forward(self, images)
-
-    monkeypatch.setattr(FrozenPatches, "__call__", counts)
-    yield passes
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    return count_passes(monkeypatch)
 
 
 def assert_same_weights(a: Path, b: Path, atol: float) -> None:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
-from model.panoptic.frozen import FrozenPatches
 from model.panoptic.network import Prediction
 from model.panoptic.targets import Target
 from model.ranks import ALONE, Ranks
-from tests.tiny_panoptic import scene, tiny_model, tiny_vit
+from tests.tiny_panoptic import count_passes, scene, tiny_model, tiny_vit
+from tests.two_processes import in_two_processes
 from workers.training.teacher import TeacherParams, taught
 from workers.training.trainer import Batch, Optimisation, PanopticTrainer
 
@@ -155,35 +151,20 @@ def test_a_taught_training_goes_on_bit_for_bit(vit: bool, precision: Literal["fl
 
 
 def test_the_transformer_sees_a_photo_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    passes: list[int] = []
-    forward = FrozenPatches.__call__
-
-    def counts(self: FrozenPatches, images: Any) -> Any:
-        passes.append(len(images))
-        return forward(self, images)
-
-    monkeypatch.setattr(FrozenPatches, "__call__", counts)
+    passes = count_passes(monkeypatch)
     advance(trainer_of(TAUGHT), 4)
     assert passes == [2] * 4
 
 
-def _process(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def _train(rank: int) -> dict[str, Any]:
     trainer = trainer_of(TAUGHT, vit=False, ranks=Ranks(rank, 2))
     target = target_of(LABEL) if rank else target_of()
     values = [trainer.advance(Batch([photo(2 * step + rank)], [target], [str(rank)], rank)) for step in range(4)]
-    torch.save({"values": values, "state": trainer.best_model().state_dict()}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return {"values": values, "state": trainer.best_model().state_dict()}
 
 
 def test_two_processes_have_one_teacher(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_process, (port, str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    first, second = in_two_processes(_train, tmp_path)
     assert first["values"] == second["values"]
     assert [values["taught"] > 0 for values in first["values"]] == [False, False, True, True]
     for name, values in first["state"].items():

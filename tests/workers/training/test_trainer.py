@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
-import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from model.panoptic.network import PanopticCascadeRCNN
 from model.panoptic.targets import Target
 from model.ranks import Ranks
 from tests.model.panoptic.test_frozen import square
 from tests.tiny_panoptic import NETWORK, tiny_vit
+from tests.two_processes import in_two_processes
 from workers.training.trainer import (
     Batch,
     LossNotFinite,
@@ -189,21 +187,13 @@ def test_settings_out_of_range_are_refused(options: dict[str, float], message: s
         Optimisation(**options)  # type: ignore[arg-type]
 
 
-def _process(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def _train(rank: int) -> dict[str, Any]:
     trainer, losses = run(Ranks(rank, 2), SETTINGS, 20)
-    torch.save({"losses": losses, "state": trainer.model.state_dict()}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return {"losses": losses, "state": trainer.model.state_dict()}
 
 
 def test_two_processes_have_the_losses_of_one_on_the_same_batches(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_process, (port, str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    first, second = in_two_processes(_train, tmp_path)
     alone, losses = run(Ranks(), SETTINGS, 20)
     assert first["losses"] == second["losses"]
     torch.testing.assert_close(torch.tensor(first["losses"]), torch.tensor(losses), rtol=1e-3, atol=0)
