@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipeline.train.job import TrainSettings
 from pipeline.train.photos import TrainingPhotos
 from tests.integration.conftest import SCENES, SHARDS, TREES, Start, finish, read_stage, rows
 from tests.tiny_panoptic import NETWORK
+from workers.training.teacher import TeacherParams
 
 TRAIN = [
     "train.steps=6",
@@ -40,6 +42,7 @@ NESTED = [*TREES, "train.nested=0.1", "train.nested_most=5", "train.soft=true"]
 VIT = [
     *("train.cache=true", "train.network.backbone=vit", "train.network.patch_stride=8"),
     *("train.optimiser=adamw", "train.schedule=cosine", "train.network.class_agnostic=true"),
+    *("train.ema=0.9", "train.teacher.threshold=0.05"),
 ]
 ROUND = ["self_training.rounds=1", "self_training.steps=3", "self_training.thresholds=[0.05]"]
 
@@ -90,6 +93,10 @@ def test_nested_masks_a_model_behind_the_frozen_backbone_and_a_round(
     assert first.config["frozen"]["identity"] == "random:0"
     assert any(not values.equal(second.state[name]) for name, values in first.state.items())
     assert len(rows(folder, "predictions_1")) == SCENES
+    for name in ("train", "train_1"):
+        record = json.loads(Path(summary.stages[name].folder, "artifact.json").read_text())
+        assert record["settings"]["optimisation"]["teacher"] == asdict(TeacherParams(threshold=0.05))
+        assert record["history"][-1]["taught"] > 0
 
 
 @pytest.mark.slow

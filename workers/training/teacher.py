@@ -73,23 +73,19 @@ def taught(target: Target, seen: Prediction, params: TeacherParams) -> tuple[Tar
 
 
 def _apart(masks_nhw: Tensor, labels_mhw: Tensor, max_iou: float) -> Tensor:
-    """(k,) int64 rows of the masks, best first, whose IoU with each label and each better one of them is at most
-    `max_iou`."""
-    among = _ious(masks_nhw, masks_nhw).tolist()
-    with_labels = _ious(masks_nhw, labels_mhw)
-    new = (with_labels <= max_iou).all(1).nonzero()[:, 0].tolist()
+    """(k,) int64 rows of the masks, best first, none of them empty, whose IoU with each label and each better one of
+    them is at most `max_iou`."""
+    count = len(masks_nhw)
+    pixels = torch.cat([masks_nhw, labels_mhw]).flatten(1).float()
+    common, area = pixels[:count] @ pixels.t(), pixels.sum(1)
+    ious = common / (area[:count, None] + area - common)
+    new = (ious[:, count:] <= max_iou).all(1).nonzero()[:, 0].tolist()
+    among = ious[:, :count].tolist()
     kept: list[int] = []
     for row in new:
         if all(among[row][better] <= max_iou for better in kept):
             kept.append(row)
     return torch.tensor(kept, dtype=torch.int64, device=masks_nhw.device)
-
-
-def _ious(masks_nhw: Tensor, others_mhw: Tensor) -> Tensor:
-    """(n, m) float32 intersection over union of masks that are not empty."""
-    masks, others = masks_nhw.flatten(1).float(), others_mhw.flatten(1).float()
-    common = masks @ others.t()
-    return common / (masks.sum(1, keepdim=True) + others.sum(1) - common)
 
 
 def _appended(values: Tensor, more: Tensor) -> Tensor:
