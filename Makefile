@@ -26,7 +26,7 @@ PYTEST := $(WRITING) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadf
 tests: $(VENV)/.tested
 	$(PYTEST) -m 'not slow'
 
-# A dozen tests of a minute each: lost nodes, killed drivers and trainings, a bad network. `pytest` alone runs all.
+# Some twenty tests of a minute each: lost nodes, killed drivers and trainings, a bad network. `pytest` alone runs all.
 test-slow: $(VENV)/.tested
 	$(PYTEST) -m slow
 
@@ -50,7 +50,7 @@ $(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 
-# Some 200 faults done to runs on a cluster of three nodes on this machine; 15 minutes on two cores.
+# Some 200 faults done to runs on a cluster of three nodes on this machine; 17 minutes on two cores.
 chaos: $(VENV)/.tested
 	PYTHONPATH=. $(BIN)/python benchmarks/chaos.py --output benchmarks/results/chaos-cpu.json
 

@@ -127,7 +127,7 @@ class MergeTreeConfig(Section):
 class ThingsConfig(Section):
     """Which of nested masks become things of the panoptic labels: the best first, as long as they do not overlap."""
 
-    # Of a mask; lower: more things, and more that are none. Where the card has none, three a photo on average.
+    # Of a mask; lower: more things, and more that are none. Where the card has none, two a photo on average.
     min_score: Auto | Annotated[float, Field(ge=0, le=1)] = "auto"
     max_overlap: float = Field(0.3, ge=0, le=1)  # with one chosen before, as a share of the smaller of the two
     most: int = Field(20, ge=1)  # a photo
