@@ -72,7 +72,6 @@ PANOPTIC: dict[str, dict[str, Any]] = {
 STUFF_SETS = {"camvid": (11, (11, 255)), "msrc-200": (21, (0, 5, 8, 255))}  # classes, and label values left out
 MASK_SETS = {"coco-panoptic-100": "panoptic.json", "coco-instances-150": "instances.json"}
 PANOPTIC_SET = "coco-panoptic-100"
-STUDENT_SIDE = 448  # pixels of a long photo's side, as in training
 STUDENT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "photos.yaml"
 STEPS = 2000  # of the student
 FEW_STEPS = 600  # on photos with human labels
@@ -289,7 +288,7 @@ def mask_scores(args: argparse.Namespace, run_folder: str, photos: str, stage: s
 
 def unseen_scores(args: argparse.Namespace, weights: str, labels: Path) -> dict[str, float]:
     """The masks of a model on photos of the other set, those of a COCO panoptic JSON."""
-    predictor = load_predictor(weights, max_side=STUDENT_SIDE, backbone_weights=str(args.weights))
+    predictor = load_predictor(weights, backbone_weights=str(args.weights))
     truth = TrueMasks(str(labels), str(args.data / PANOPTIC_SET / "panoptic"))
     tally = MaskTally(clusters=None, has_stuff=False)
     for name in truth.names:
@@ -311,7 +310,7 @@ def panoptic_scores(
     folder = args.runs / "scores" / "predictions" / Path(weights).name
     photos = [str(args.data / PANOPTIC_SET / "images" / name) for name in TrueMasks(str(labels), "").names]
     backbone = str(args.weights)
-    predict_photos(weights, photos, str(folder), max_side=STUDENT_SIDE, backbone_weights=backbone)
+    predict_photos(weights, photos, str(folder), backbone_weights=backbone)
     found = evaluate_run(
         str(folder / PANOPTIC_JSON),
         str(labels),

@@ -103,5 +103,5 @@ def _overlaps(rles: Sequence[str], areas: Sequence[int], size: tuple[int, int]) 
     coded = [{"size": list(size), "counts": rle.encode("ascii")} for rle in rles]
     of_the_first = np.asarray(coco.iou(coded, coded, [1] * len(coded)))  # in a crowd: the share of the first in it
     area = np.asarray(areas, np.float64)
-    shares: NDArray[np.float64] = of_the_first * area[:, None] / np.minimum(area[:, None], area[None])
-    return shares
+    shares = of_the_first * area[:, None] / np.minimum(area[:, None], area[None])
+    return np.minimum(shares, 1)  # a product that is rounded may be above

@@ -48,7 +48,7 @@ def detect(
     objects = probs[:, :-1]
     if class_agnostic:
         likeliest = F.one_hot(objects.argmax(1), objects.shape[1])
-        objects = likeliest * objects.sum(1, keepdim=True)
+        objects = likeliest * objects.sum(1, keepdim=True).clamp(max=1)  # what is rounded may be above
     row, classes = ((objects > score_threshold) & finite[:, None]).nonzero().unbind(1)
     scores, boxes = objects[row, classes], clip_boxes(boxes[row], size)
     rivals = torch.zeros_like(classes) if class_agnostic else classes

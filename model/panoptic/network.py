@@ -291,7 +291,7 @@ class PanopticCascadeRCNN(nn.Module):
 
     def features(self, images: Sequence[Tensor], *, ranks: Ranks = ALONE) -> list[Tensor]:
         """The maps of the pyramid, finest first, of the images, all padded to one frame; arguments as in `forward`."""
-        return self._features_and_tokens(images, DIVISOR, ranks, None)[0]
+        return self._features_and_tokens(images, SMALLEST_TRAINED if self.training else DIVISOR, ranks, None)[0]
 
     def _features_and_tokens(
         self, images: Sequence[Tensor], smallest: int, ranks: Ranks, tokens: Sequence[Tensor] | None
@@ -317,7 +317,7 @@ class PanopticCascadeRCNN(nn.Module):
         batch = self.pixel_mean.new_zeros(len(images), 3, height, width)
         # Convolutions are faster on maps with channels last. But a CPU then adds up batch statistics one by one in
         # float32, so far from exactly that the losses of a training step move in their second digit.
-        if batch.is_cuda or not torch.is_grad_enabled():
+        if batch.is_cuda or not (self.training or torch.is_grad_enabled()):
             batch = batch.contiguous(memory_format=torch.channels_last)
         for place, image, (h, w) in zip(batch, images, sizes, strict=True):
             place[:, :h, :w] = (image.to(self.pixel_mean) - self.pixel_mean) / self.pixel_std

@@ -83,7 +83,9 @@ def predict(
     short: Annotated[
         int | None, typer.Option(min=32, help="Short side in pixels; by default that of the training, or 800.")
     ] = None,
-    max_side: Annotated[int, typer.Option(min=32, help="Largest long side in pixels.")] = 1333,
+    max_side: Annotated[
+        int | None, typer.Option(min=32, help="Largest long side in pixels; by default that of the training, or 1333.")
+    ] = None,
     score: Annotated[float | None, typer.Option(help="Least score of an instance; 0.5 by default.")] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16.")] = False,
     backbone_weights: Annotated[

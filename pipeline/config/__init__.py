@@ -101,7 +101,7 @@ class Config(Section):
             raise ValueError("self_training.rounds goes on from the run's own labels: leave out train.labels")
         if self.train.nested is not None and self.instances.method != "merge_tree":
             raise ValueError("train.nested is of the nested masks of instances.method merge_tree: leave it out")
-        if self.self_training.soft and not self.train.whole_masks:
+        if self.self_training.rounds and self.self_training.soft and not self.train.whole_masks:
             raise ValueError("self_training.soft is of the scores of whole masks: leave out train.whole_masks")
         if self.self_training.rounds and self.train.names:
             raise ValueError("self_training.rounds goes on from labels without names: leave out train.names")
@@ -120,6 +120,12 @@ class Config(Section):
         for key, batch in fits:
             if workers and batch % workers:
                 raise ValueError(f"workers.train_workers {workers} cannot share {key} {batch} equally; change either")
+        plain = self.train.steps and self.train.copy_paste.mode == "plain"
+        if plain and self.train.batch_size == max(1, workers):
+            raise ValueError(
+                "train.copy_paste.mode plain pastes from other photos of a process's share of the batch, and "
+                "it has one photo: raise train.batch_size, or set mode semantic"
+            )
         return self
 
     @property

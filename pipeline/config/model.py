@@ -161,7 +161,7 @@ class SelfTrainingConfig(Section):
 
     rounds: int = Field(0, ge=0, le=9)
     steps: int = Field(80_000, ge=1)  # of each round
-    rate: float = Field(0.005, gt=0)  # learning rate, constant
+    rate: float = Field(0.005, gt=0)  # learning rate, constant unless train.schedule is cosine
     thresholds: tuple[Score, ...] = Field((0.7, 0.65), min_length=1)  # least score, round by round
     max_iou: float = Field(0.5, ge=0, le=1)  # an old mask that a prediction overlaps more is replaced
     most: int = Field(30, ge=1)  # predictions a photo

@@ -253,12 +253,21 @@ def _footer(part: str) -> pq.FileMetaData | None:
             return None
 
 
-def record_fit_inputs(stage: Stage) -> None:
-    """Write down what a fit is about to be made of."""
+def begin_fit(stage: Stage) -> bool:
+    """Write down what a fit is about to be made of. What a fit or an attempt at one of other inputs has left, such as a
+    checkpoint, is removed first, so that nothing of it is gone on from; whether there was any."""
+    inputs = _inputs_of_fit(stage)
+    left = storage.exists(storage.join(stage.folder, ARTIFACT)) or _recorded_of_fit(stage) not in (None, inputs)
+    if left:
+        storage.remove_folder(stage.folder)
+    storage.write_bytes(storage.join(stage.folder, FIT_INPUTS), json.dumps(inputs).encode())
+    return left
+
+
+def _inputs_of_fit(stage: Stage) -> dict[str, Any]:
     parts = {used.name: _identities(used, range(used.shards)) for used in stage.reads if used.kind == "shard"}
-    listed = {name: [found[shard] for shard in sorted(found)] for name, found in parts.items()}
-    content = json.dumps(listed | identities_of_artifacts(stage))
-    storage.write_bytes(storage.join(stage.folder, FIT_INPUTS), content.encode())
+    listed: dict[str, Any] = {name: [found[shard] for shard in sorted(found)] for name, found in parts.items()}
+    return listed | identities_of_artifacts(stage)
 
 
 def _listing(stage: Stage) -> dict[str, Written]:

@@ -12,12 +12,12 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 from pipeline.config import Config
-from pipeline.engine.done import FitChanges, Look, pending_shards, record_fit_inputs
+from pipeline.engine.done import FitChanges, Look, begin_fit, pending_shards
 from pipeline.engine.lease import run_lease
 from pipeline.engine.log import say
 from pipeline.engine.progress import StageProgress
 from pipeline.engine.receipts import Receipt, ReceiptLog
-from pipeline.engine.stage import ARTIFACT, Stage, index_folder
+from pipeline.engine.stage import Stage, index_folder
 from pipeline.engine.status import receipts_of_parts
 from pipeline.errors import ConfigError, StageFailed
 from pipeline.operations.preflight import check_all
@@ -208,9 +208,8 @@ def _fit(definition: FitStage, stage: Stage, run: Run) -> None:
     failures: tuple[type[Exception], ...] = (ValueError, RuntimeError, RayError, *storage.store_errors(run.uri))
     started = time.perf_counter()
     try:
-        if storage.exists(storage.join(stage.folder, ARTIFACT)):  # of other inputs: nothing of it is gone on from
-            storage.remove_folder(stage.folder)
-        record_fit_inputs(stage)
+        if begin_fit(stage):
+            say(f"{stage.name}: from the start, as what was there is of other inputs", stage=stage.name)
         said = definition.fit(run, stage)
     except failures as error:  # too little to fit to, workers that die again and again, a disk that is full
         message = storage.redact(str(error))

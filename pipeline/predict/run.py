@@ -20,7 +20,7 @@ from pipeline.engine.shards import ahead
 from pipeline.errors import ConfigError
 from pipeline.predict.output import OVERLAYS, Labelled, Output
 from pipeline.predict.photos import find_photos, read_photo
-from pipeline.predict.weights import Weights, check_device, load_weights, make_worker, short_side
+from pipeline.predict.weights import Weights, check_device, load_weights, make_worker, sides_of
 from pipeline.sources.fetch import Fetcher
 from pipeline.sources.names import OutputNames
 from pipeline.store import storage
@@ -28,7 +28,7 @@ from pipeline.store.json_lists import JsonLists, json_lists
 from workers.decode import DecodeLimits
 from workers.images import LoadedImage
 from workers.phases import Phases
-from workers.predict import MAX_SIDE, Predicted, PredictWorker, combine
+from workers.predict import Predicted, PredictWorker, combine
 from workers.records import ImageRecord, Status
 from workers.renaming import Renaming, rename_labels
 
@@ -65,7 +65,7 @@ def predict_photos(
     device: str = "cpu",
     batch_size: int = 1,
     short: int | None = None,
-    max_side: int = MAX_SIDE,
+    max_side: int | None = None,
     score: float | None = None,
     amp: bool = False,
     backbone_weights: str | None = None,
@@ -106,7 +106,8 @@ def predict_photos(
     worker = make_worker(loaded, device, batch_size=batch_size, short=short, max_side=max_side, amp=amp)
     renaming = None if classes is None else _renaming(loaded, classes, storage.redact(weights))
     target = _target(output, loaded, names, classes)
-    settings = {"short": short_side(loaded, short), "max_side": max_side, "amp": amp, "max_pixels": max_pixels}
+    short, max_side = sides_of(loaded, short, max_side)
+    settings = {"short": short, "max_side": max_side, "amp": amp, "max_pixels": max_pixels}
     target.begin(_about(loaded, weights, inputs, settings, target.names, renaming))
     fetcher = Fetcher(image_column, anonymous=anonymous)
     load = functools.partial(read_photo, fetcher, limits=DecodeLimits(max_pixels, min_side=1))

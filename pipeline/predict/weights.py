@@ -37,12 +37,13 @@ REMEDY = "give the folder of a checkpoint that u2label wrote, or a .pth or .pkl 
 @dataclass(frozen=True, slots=True)
 class Weights:
     """A model in evaluation mode, on the CPU but for a frozen transformer. `digest` is the SHA-256 of what it was read
-    from, `short` the side in pixels that it was trained for, and `names` the names of its categories; both may be
-    unknown."""
+    from, `short` and `max_side` the pixels of the sides that it was trained for, None where nobody knows, and `names`
+    the names of its categories."""
 
     model: PanopticCascadeRCNN
     digest: str
     short: int | None
+    max_side: int | None
     names: Mapping[int, str]
 
 
@@ -73,7 +74,7 @@ def load_predictor(
     device: str = "cpu",
     *,
     short: int | None = None,
-    max_side: int = MAX_SIDE,
+    max_side: int | None = None,
     score: float | None = None,
     amp: bool = False,
     backbone_weights: str | None = None,
@@ -83,8 +84,8 @@ def load_predictor(
     Args:
         weights: folder of a checkpoint, or `.pth` or `.pkl` of detectron2 or U2Seg, local or `s3://`.
         device: such as "cpu" or "cuda".
-        short, max_side: pixels; a photo's shorter side becomes `short` (None: the one that the checkpoint was trained
-            for, else 800), or less where the longer would pass `max_side`.
+        short, max_side: pixels; a photo's shorter side becomes `short`, or less where the longer would pass `max_side`.
+            None: those that the checkpoint was trained for, or U2Seg's 800 and 1333.
         score: least score of an instance in `.panoptic()`; None: 0.5, or what the checkpoint says.
         amp: compute in bfloat16.
         backbone_weights: of the frozen transformer, if the model stands behind one: a file, `official` or `index`;
@@ -101,10 +102,10 @@ def load_predictor(
 
 
 def make_worker(
-    weights: Weights, device: str, *, batch_size: int, short: int | None, max_side: int, amp: bool
+    weights: Weights, device: str, *, batch_size: int, short: int | None, max_side: int | None, amp: bool
 ) -> PredictWorker:
     """The worker of these weights. ConfigError for a number that is not positive."""
-    short = short_side(weights, short)
+    short, max_side = sides_of(weights, short, max_side)
     try:
         return PredictWorker(
             weights.model, device=device, batch_size=batch_size, short=short, max_side=max_side, amp=amp
@@ -113,9 +114,11 @@ def make_worker(
         raise ConfigError(str(error)) from error
 
 
-def short_side(weights: Weights, short: int | None) -> int:
-    """The side that is asked for, else that of the training, else U2Seg's."""
-    return short if short is not None else weights.short or SHORT
+def sides_of(weights: Weights, short: int | None, max_side: int | None) -> tuple[int, int]:
+    """The sides that are asked for, else those of the training, else U2Seg's."""
+    asked = (short, weights.short, SHORT), (max_side, weights.max_side, MAX_SIDE)
+    short, max_side = (next(side for side in sides if side is not None) for sides in asked)
+    return short, max_side
 
 
 def load_weights(
@@ -147,7 +150,7 @@ def load_weights(
         raise ConfigError(f"--weights: {shown}: {error}; {REMEDY}") from error
     categories = config.get("categories", [])
     names = {int(category["id"]): str(category["name"]) for category in categories}
-    return Weights(model.eval(), digest, config.get("short"), names)
+    return Weights(model.eval(), digest, config.get("short"), config.get("max_side"), names)
 
 
 def read_weights(uri: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:

@@ -31,7 +31,8 @@ class SelfLabelShards(ShardActor):
             max_iou=config.self_training.max_iou,
             most=config.self_training.most,
             max_cover=config.panoptic.max_cover,
-            nested=config.train.nested is not None,
+            nested=config.train.nested is not None or _learnt_softly(config, round_of(self.job.stage.name)),
+            soft=_learnt_softly(config, round_of(self.job.stage.name)),
         )
         self._worker = SelfTrainingWorker(params, num_things=config.clusters.k, num_stuff=config.num_stuff)
 
@@ -61,7 +62,8 @@ class SelfLabels(ShardStage):
 
     def content(self, config: Config, facts: Facts) -> Content:
         settings = config.self_training.model_dump(include={"max_iou", "most"})
-        return {"threshold": _threshold(config, self.round), **settings}
+        soft = {"soft": True} if _learnt_softly(config, self.round) else {}
+        return {"threshold": _threshold(config, self.round), **settings, **soft}
 
     def schema(self, config: Config) -> pa.Schema:
         return PREDICTIONS_SCHEMA
@@ -77,9 +79,10 @@ def learnt_masks(config: Config) -> str:
 
 def require_predictions(run: Run, number: int) -> None:
     """ConfigError when no prediction was sure enough for the labels of a round: it would learn the old ones again."""
-    if next(_scores(run.stages[f"labels_{number}"]), None) is not None:
+    predictions = run.stages[stage_of_round("predictions", number - 1)]
+    if any(score >= _threshold(run.config, number) for score in _scores(predictions)):
         return
-    surest = max(_scores(run.stages[stage_of_round("predictions", number - 1)]), default=None)
+    surest = max(_scores(predictions), default=None)
     seen = "the model detects nothing" if surest is None else f"the surest has {surest:.3g}"
     raise ConfigError(
         f"no prediction has a score of self_training.thresholds {_threshold(run.config, number):g}, and {seen}, so "
@@ -88,9 +91,14 @@ def require_predictions(run: Run, number: int) -> None:
 
 
 def _scores(stage: Stage) -> Iterator[float]:
-    """The scores of all predictions in the parts of a stage; old labels have none."""
+    """Of all predictions in the parts of a stage."""
     for shard in range(stage.shards):
         yield from read_part(stage, shard, ["score"])["score"].combine_chunks().flatten().drop_null().to_pylist()
+
+
+def _learnt_softly(config: Config, number: int) -> bool:
+    """Whether the labels that round `number` adds to were learnt with the probabilities that their scores say."""
+    return config.train.soft or (number > 1 and config.self_training.soft)
 
 
 def _threshold(config: Config, number: int) -> float:

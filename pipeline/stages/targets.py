@@ -46,6 +46,7 @@ class TargetShards(ShardActor):
 
 class Targets(ShardStage):
     name = "targets"
+    version = 2  # a mask in another is none of it less for a share that was rounded to above 1
 
     @classmethod
     def of(cls, config: Config) -> Iterable[Self]:

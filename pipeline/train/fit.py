@@ -35,6 +35,7 @@ from pipeline.train.job import (
 )
 from pipeline.train.loop import train
 from pipeline.train.photos import TrainingPhotos
+from workers.predict import SHORT
 
 GROWTH = 10.0  # times the loss of the first step, at the end: beyond what a spike leaves behind
 LEAST = 3.0  # that it is taken for; of a model that was trained before, or a batch without things, it may be near 0
@@ -162,7 +163,8 @@ def _write_artifact(
         "num_things": photos.num_things,
         "num_stuff": photos.num_stuff,
         "model": settings.model,
-        "short": max(settings.short_sides) if len(settings.short_sides) == 1 else None,
+        "short": min(max(SHORT, min(settings.short_sides)), max(settings.short_sides)),  # as near to it as was learnt
+        "max_side": settings.max_side,
         "frozen": settings.frozen and settings.frozen.about(),
         **config,
     }

@@ -65,6 +65,13 @@ def test_the_choice(scores: list[float], params: ThingParams, chosen: list[int])
     assert found["score"] == pytest.approx([scores[i] for i in chosen])
 
 
+def test_a_mask_that_holds_a_surer_one_stays_where_all_may_overlap() -> None:
+    """25 pixels of which 7 are another's: 7 / 25 * 25 / 7 is more than 1."""
+    masks = [box(0, 0, 1, 7), box(0, 0, 1, 25)]
+    (found,) = choose_things(part(row("a", masks, [0.9, 0.8])), ThingParams(0.2, 1.0, 9)).to_pylist()
+    assert found["area"] == [7, 25]
+
+
 def test_photos_without_masks_stay_and_rows_keep_their_order() -> None:
     bad = {**row("bad", [], []), "height": None, "width": None, "status": "undecodable", "error": "broken"}
     things = choose_things(part(bad, row("none", [], []), row("a", [LEFT], [0.9])), ThingParams(0.5, 0.3, 9))

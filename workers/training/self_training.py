@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,7 @@ WHEN_REPLACED = "where the photo was replaced between two stages, u2label run --
 class MergedInstances:
     """Instances of one image: the predictions by falling score, then the old ones in their order.
 
-    masks: (n, h, w) bool, none empty; categories: (n,) int64; scores: (n,) float64, NaN for an old one.
+    masks: (n, h, w) bool, none empty; categories: (n,) int64; scores: (n,) float64, NaN for an old one without any.
     """
 
     masks: BoolArray
@@ -58,6 +58,7 @@ def merge_predictions(
     old_categories: ArrayLike,
     *,
     threshold: float,
+    old_scores: ArrayLike | None = None,
     max_iou: float = 0.5,
     nms_iou: float = 0.5,
     most: int = MOST_PREDICTIONS,
@@ -68,6 +69,7 @@ def merge_predictions(
         pred_masks: (n, h, w) bool. pred_scores: (n,) in [0, 1]. pred_categories: (n,) integers.
         old_masks: (m, h, w) bool. old_categories: (m,) integers.
         threshold: least score of a prediction that is kept.
+        old_scores: (m,), with which the old ones were learnt; None where it was with certainty.
         max_iou: an old mask is kept when its mask IoU with every kept prediction is below this.
         nms_iou: of two predictions whose mask IoU is above this the surer is kept, whatever their categories.
         most: predictions that are looked at, the surest first.
@@ -82,6 +84,7 @@ def merge_predictions(
     if predictions.shape[1:] != old.shape[1:]:
         raise ValueError(f"predicted masks are {predictions.shape[1:]}, old ones {old.shape[1:]} (height, width)")
     scores = _checked_scores(pred_scores, len(predictions))
+    learnt = np.full(len(old), np.nan) if old_scores is None else _checked_scores(old_scores, len(old))
     order = np.argsort(-scores, kind="stable")[:most]
     sure = order[(scores[order] >= threshold) & predictions[order].any(axis=(1, 2))]
     kept = sure[suppress(predictions[sure], nms_iou)]
@@ -90,7 +93,7 @@ def merge_predictions(
     return MergedInstances(
         np.concatenate([predictions[kept], old[unseen]]),
         np.concatenate([categories[kept], old_labels[unseen]]),
-        np.concatenate([scores[kept], np.full(int(unseen.sum()), np.nan)]),
+        np.concatenate([scores[kept], learnt[unseen]]),
     )
 
 
@@ -118,7 +121,8 @@ class SelfTrainingParams:
     """What decides the new labels; the first four as in `merge_predictions`, `max_cover` as in `merge_panoptic`.
 
     `semantics` says whose stuff lies behind the instances: that of the old labels or the model's. Where an image has no
-    old label, it is the model's. `nested`: the old masks are all that the instances list, with their categories.
+    old label, it is the model's. `nested`: the old masks are all that the instances list, with their categories, and if
+    `soft` with their scores, as they were learnt with these.
     """
 
     threshold: float = CUTLER_THRESHOLDS[0]
@@ -128,6 +132,15 @@ class SelfTrainingParams:
     max_cover: float = 0.7
     semantics: Literal["old", "model"] = "old"
     nested: bool = False
+    soft: bool = False
+
+
+class _Old(NamedTuple):
+    """Arguments of `merge_predictions` of the same names."""
+
+    masks: BoolArray
+    categories: NDArray[np.int64]
+    scores: NDArray[np.float32] | None
 
 
 class SelfTrainingWorker:
@@ -148,8 +161,9 @@ class SelfTrainingWorker:
         """Tables of the same images in the same order -> table of PREDICTIONS_SCHEMA, one row each.
 
         It is a panoptic part, and with its list columns also the instances part that this was merged from: whole masks
-        with their categories, `bbox` around the mask, `score` null for an old one. `labels` is the stuff behind them.
-        A photo that could not be read for its prediction keeps that row; one without old labels has the predictions.
+        with their categories, `bbox` around the mask, `score` null for an old one that was learnt without. `labels` is
+        the stuff behind them. A photo that could not be read for its prediction keeps that row; one without old labels
+        has the predictions.
 
         Args:
             predictions: of PREDICTIONS_SCHEMA.
@@ -188,16 +202,17 @@ class SelfTrainingWorker:
             raise ValueError(f"the parts to merge have {others} in its place")
         if found["status"] not in READABLE:
             return dict(found)
-        old, old_labels, stuff = self._old(found, panoptic, instances, semantics)
+        old, stuff = self._old(found, panoptic, instances, semantics)
         height, width = found["height"], found["width"]
         params = self._params
         merged = merge_predictions(
             _decode_all(found["rle"], height, width),
             found["score"],
             np.array(found["category"], np.int64),
-            old,
-            old_labels,
+            old.masks,
+            old.categories,
             threshold=params.threshold,
+            old_scores=old.scores,
             max_iou=params.max_iou,
             nms_iou=params.nms_iou,
             most=params.most,
@@ -210,12 +225,12 @@ class SelfTrainingWorker:
         panoptic: Mapping[str, Any] | None,
         instances: Mapping[str, Any] | None,
         semantics: Mapping[str, Any] | None,
-    ) -> tuple[BoolArray, NDArray[np.int64], NDArray[np.uint8] | None]:
-        """Old masks and categories, and the stuff to lie behind the merged instances; None without stuff."""
+    ) -> tuple[_Old, NDArray[np.uint8] | None]:
+        """The old instances, and the stuff to lie behind the merged ones; None without stuff."""
         height, width = found["height"], found["width"]
         model_map = _decode_map(found["labels"], height, width)
         if panoptic is None or panoptic["status"] not in READABLE:
-            return np.zeros((0, height, width), bool), np.zeros(0, np.int64), self._stuff(model_map)
+            return _Old(np.zeros((0, height, width), bool), np.zeros(0, np.int64), None), self._stuff(model_map)
         sample = from_panoptic_row(
             panoptic,
             np.broadcast_to(np.uint8(0), (height, width, 3)),  # the labels alone matter
@@ -231,7 +246,8 @@ class SelfTrainingWorker:
         else:
             hidden = (sample.semantic == THINGS) | (sample.semantic == VOID_LABEL)
             stuff = np.where(hidden, np.uint8(VOID_LABEL), sample.semantic - np.uint8(1))
-        return sample.masks, sample.classes + 1, self._stuff(stuff)
+        old = _Old(sample.masks, sample.classes + 1, sample.scores if self._params.soft else None)
+        return old, self._stuff(stuff)
 
     def _stuff(self, classes_hw: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
         return classes_hw if self._num_stuff else None
@@ -298,5 +314,5 @@ def _checked_masks(which: str, masks_nhw: ArrayLike, categories_n: ArrayLike) ->
 def _checked_scores(scores_n: ArrayLike, count: int) -> NDArray[np.float64]:
     scores = np.asarray(scores_n, np.float64)
     if scores.shape != (count,) or not ((scores >= 0) & (scores <= 1)).all():
-        raise ValueError(f"{count} predicted masks need as many scores in [0, 1], got {scores.tolist()[:5]}")
+        raise ValueError(f"{count} masks need as many scores in [0, 1], got {scores.tolist()[:5]}")
     return scores

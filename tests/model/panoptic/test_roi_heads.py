@@ -196,6 +196,18 @@ def test_a_score_falls_by_the_overlap_with_a_better_box_of_its_class() -> None:
     assert len(nothing.boxes) == 0
 
 
+def test_a_score_of_any_class_is_a_probability() -> None:
+    """A sum of rounded probabilities may be above 1, and would be refused as a score."""
+    logits = torch.cat(
+        [torch.randn(300, 80, generator=torch.Generator().manual_seed(0)), torch.full((300, 1), -20.0)], 1
+    )
+    probs = logits.softmax(1)
+    assert (probs[:, :-1].sum(1) > 1).any()
+    boxes = torch.arange(300.0)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])
+    settings = {"score_threshold": 0.5, "nms_threshold": 0.5, "limit": 300, "class_agnostic": True}
+    assert detect(boxes, probs, (9000, 9000), **settings).scores.max() <= 1  # type: ignore[arg-type]
+
+
 def test_boxes_of_other_classes_do_not_lower_a_score() -> None:
     boxes, probs = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8]]), torch.tensor([[0.9, 0, 0.1], [0, 0.8, 0.2]])
     found = detect(boxes, probs, (40, 40), score_threshold=0.05, nms_threshold=0.9, limit=9, soft_nms=True)

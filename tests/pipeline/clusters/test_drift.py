@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.clusters import drift
 from pipeline.clusters.drift import measure_drift
-from pipeline.engine.done import Look, record_fit_inputs
+from pipeline.engine.done import Look
 from pipeline.errors import StageFailed
 from pipeline.operations.run import run as run_stages
 from pipeline.operations.source import open_source
@@ -86,7 +86,6 @@ def test_a_run_whose_source_grew_says_it_and_shows_it(tmp_path: Path, capsys: py
         (photos / f"{number}.jpg").write_bytes(scene(number))
     config = config_of(photos, tmp_path / "run")
     table = make_run(config, ("instances", "clusters"))
-    record_fit_inputs(table["clusters"])
     run_stage(table["panoptic"], config, table)
     before = open_run(str(tmp_path / "run"))
     assert Clusters().drift(before, table["clusters"], before.look.changes(table["clusters"])) == ""

@@ -71,13 +71,18 @@ def test_copies_weigh_as_one_where_a_cosine_is_given(tmp_path: Path) -> None:
         ),
         (
             "source: {uri: a}\nrun: {uri: x}",
-            ["self_training.soft=true", "train.whole_masks=false"],
+            ["train.steps=1", "self_training={rounds: 1, soft: true}", "train.whole_masks=false"],
             r"soft is of .* whole masks",
         ),
         (
             "source: {uri: a}\nrun: {uri: x}\ntrain: {steps: 1, precise_statistics: 0}",
             ["self_training={rounds: 1, mixing: 0.5}"],
             r"mixing needs new statistics of batch norms: set train.precise_statistics",
+        ),
+        (
+            "source: {uri: a}\nrun: {uri: x}\nworkers: {train_workers: 4}",
+            ["train={steps: 1, batch_size: 4, copy_paste: {mode: plain}}"],
+            r"mode plain .* it has one photo: raise train.batch_size",
         ),
         ("source: {uri: a}\nrun: {uri: x}", ["train.network.linear_probes=true"], r"linear_probes needs .* resnet50"),
         (

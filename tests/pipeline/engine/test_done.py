@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.engine import done
-from pipeline.engine.done import FitChanges, Look, record_fit_inputs
+from pipeline.engine.done import FitChanges, Look, begin_fit
 from pipeline.engine.stage import Stage, index_folder
 from pipeline.errors import ConfigError
 from pipeline.operations.retry import remove_parts
@@ -37,7 +37,6 @@ def config(tmp_path: Path) -> Config:
 def table(config: Config) -> dict[str, Stage]:
     """A finished run of three shards."""
     stages = make_run(config, ("instances", "clusters"))
-    record_fit_inputs(stages["clusters"])
     run_stage(stages["panoptic"], config, stages)
     return stages
 
@@ -91,6 +90,18 @@ def test_a_fit_whose_parts_are_mostly_others_is_to_be_made_again(table: dict[str
         Path(config.source.uri, f"{2 * shard}.jpg").write_bytes(scene(50 + shard))
         redo(table["instances"], config, table, shard)
     assert pending(table) == {"instances": [], "clusters": [0], "panoptic": [0, 1, 2]}
+
+
+def test_a_fit_goes_on_from_a_checkpoint_of_the_same_inputs_alone(table: dict[str, Stage], config: Config) -> None:
+    clusters = table["clusters"]
+    checkpoint = Path(clusters.folder, "checkpoint.pt")
+    Path(clusters.folder, "artifact.json").unlink()
+    checkpoint.write_bytes(b"half way")
+    assert not begin_fit(clusters) and checkpoint.exists()
+    Path(config.source.uri, "0.jpg").write_bytes(scene(50))
+    redo(table["instances"], config, table, 0)
+    assert begin_fit(clusters) and not checkpoint.exists()
+    assert not begin_fit(clusters)
 
 
 def test_another_artifact_makes_all_parts_old(table: dict[str, Stage]) -> None:

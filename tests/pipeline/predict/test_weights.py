@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,11 @@ from model.checkpoint.files import Checkpoint, save_checkpoint, to_files
 from model.panoptic.network import PanopticCascadeRCNN
 from pipeline.errors import ConfigError
 from pipeline.predict import load_predictor
-from pipeline.predict.weights import load_weights, short_side
+from pipeline.predict.weights import load_weights, sides_of
 from pipeline.store import storage
 from tests.tiny_panoptic import KEYWORDS, STUFF, THINGS, scene, tiny_model
 
-CONFIG = {"num_things": THINGS, "num_stuff": STUFF, "model": KEYWORDS, "short": 96}
+CONFIG = {"num_things": THINGS, "num_stuff": STUFF, "model": KEYWORDS, "short": 96, "max_side": 160}
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,9 @@ def test_the_three_lines_of_the_readme(checkpoint: Path) -> None:
 def test_the_config_of_the_checkpoint_makes_the_model(checkpoint: Path) -> None:
     weights = load_weights(str(checkpoint))
     assert weights.model.roi_heads.detections_per_image == KEYWORDS["detections_per_image"]
-    assert short_side(weights, None) == 96, "what it was trained for"
-    assert short_side(weights, 200) == 200
+    assert sides_of(weights, None, None) == (96, 160), "what it was trained for"
+    assert sides_of(weights, 200, 300) == (200, 300)
+    assert sides_of(replace(weights, short=None, max_side=None), None, None) == (800, 1333), "as published"
     assert not weights.model.training
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.config import Config, parse_config
+from pipeline.engine.done import begin_fit
 from pipeline.engine.receipts import ReceiptLog
 from pipeline.engine.shards import StageJob
 from pipeline.engine.stage import Stage, index_folder
@@ -95,6 +96,7 @@ def make_run(config: Config, stages: tuple[str, ...] = ("instances", "clusters",
     table = plan_run(config)
     for name in stages:
         if name == "clusters":
+            begin_fit(table[name])
             write_clusters(Path(table[name].folder), config.clusters.k)
         else:
             run_stage(table[name], config, table)
@@ -115,7 +117,7 @@ def run_stage(stage: Stage, config: Config, table: dict[str, Stage], names: Mapp
 
 
 def write_clusters(folder: Path, k: int) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     centroids = np.zeros((k, 384), np.float32)
     centroids[np.arange(k), np.arange(k)] = 1
     np.save(folder / "centroids.npy", centroids)

@@ -12,13 +12,14 @@ from pipeline.config import Config
 from pipeline.engine.stage import Stage
 from pipeline.errors import ConfigError
 from pipeline.stages.base import Run
-from pipeline.stages.labels import require_predictions
+from pipeline.stages.facts import Facts
+from pipeline.stages.labels import SelfLabels, require_predictions
 from tests.pipeline.label_files import categories, unreadable_row, write_part
 from workers.records import PREDICTIONS_SCHEMA
 
 
-def stage(folder: Path, name: str, *photos: list[float | None]) -> Stage:
-    """A stage of one part with the masks of these scores, None for an old one."""
+def stage(folder: Path, name: str, *photos: list[float]) -> Stage:
+    """A stage of one part with the masks of these scores."""
     found = Stage(name, "shard", "f" * 12, str(folder / name), 1)
     rows: list[dict[str, Any]] = [
         unreadable_row(f"{i}.jpg")
@@ -43,20 +44,40 @@ def run_of(*stages: Stage) -> Run:
 
 
 def test_a_round_without_a_sure_prediction_is_refused_with_the_best_that_there_was(tmp_path: Path) -> None:
-    labels = stage(tmp_path, "labels_2", [None, None], [])
-    run = run_of(labels, stage(tmp_path, "predictions_1", [0.25, 0.75], [0.5]))
+    run = run_of(stage(tmp_path, "predictions_1", [0.25, 0.75], [0.5]))
     with pytest.raises(
         ConfigError, match=r"thresholds 0\.8, and the surest has 0\.75, so that round 2 would learn its"
     ):
         require_predictions(run, 2)
-    blind = run_of(stage(tmp_path, "labels_1", [None]), stage(tmp_path, "predictions", [], []))
+    blind = run_of(stage(tmp_path, "predictions", [], []))
     with pytest.raises(ConfigError, match=r"thresholds 0\.9, and the model detects nothing"):
         require_predictions(blind, 1)
 
 
 def test_one_sure_prediction_is_enough(tmp_path: Path) -> None:
-    labels = stage(tmp_path, "labels_1", [None], [None, 0.0])
-    predictions = stage(tmp_path, "predictions", [0.1])
-    require_predictions(run_of(labels, predictions), 1)
-    with pytest.raises(ConfigError, match=r"the surest has 0\.1"):
-        require_predictions(run_of(stage(tmp_path / "other", "labels_1", [None]), predictions), 1)
+    require_predictions(run_of(stage(tmp_path, "predictions", [0.1], [0.2, 0.95])), 1)
+
+
+@pytest.mark.parametrize(
+    ("train", "rounds", "soft"),
+    [
+        ({}, {"soft": False}, (False, False)),
+        ({}, {"soft": True}, (False, True)),  # what a round added is old for the next one
+        ({"nested": 0.3, "soft": True}, {"soft": False}, (True, True)),
+        ({"nested": 0.3}, {"soft": False}, (False, False)),
+    ],
+)
+def test_old_masks_keep_the_scores_that_they_were_learnt_with(
+    train: dict[str, object], rounds: dict[str, object], soft: tuple[bool, bool]
+) -> None:
+    config = Config.model_validate(
+        {
+            "source": {"uri": "/photos"},
+            "run": {"uri": "/run"},
+            "backbone": {"name": "dinov2_vits14"},
+            "train": {"steps": 1, **train},
+            "self_training": {"rounds": 2, **rounds},
+        }
+    )
+    contents = [SelfLabels(number).content(config, cast(Facts, None)) for number in (1, 2)]
+    assert tuple(content.get("soft", False) for content in contents) == soft

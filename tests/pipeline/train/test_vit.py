@@ -77,7 +77,8 @@ def test_the_checkpoint_names_the_transformer_and_does_not_hold_it(unbroken: Pat
         "dtype": "float32",
     }
     assert not [name for name in checkpoint.state if "frozen" in name]
-    assert load_predictor(str(unbroken), short=64)(scene(60, 80)).panoptic().ids.shape == (60, 80)
+    assert (checkpoint.config["short"], checkpoint.config["max_side"]) == (80, 1333), "the most that it has learnt from"
+    assert load_predictor(str(unbroken))(scene(60, 80)).panoptic().ids.shape == (60, 80)
 
 
 def test_kept_tokens_give_nearly_the_same_weights_and_are_made_once(

@@ -288,6 +288,18 @@ def test_the_result_is_what_the_next_round_begins_with() -> None:
     assert sorted(sample.masks.sum(axis=(1, 2)).tolist()) == [6, 8, 12], "training finds the whole masks in it"
 
 
+def test_soft_scores_are_those_of_the_round_that_learnt_them() -> None:
+    first = merged_row(prediction_row([(box(3, 4, 0, 6), 0.9, 3)]))
+    part = predictions_table(first)
+    again = prediction_row([(box(0, 3, 0, 4), 0.8, 1)])
+    for soft, expected in {False: [None, None, 0.8], True: [0.9, 1, 0.8]}.items():  # that of category 2 was learnt as 1
+        rounds = worker(max_cover=1.0, nested=True, soft=soft)
+        (row,) = rounds.process(predictions_table(again), part, instances=part, semantics=part).to_pylist()
+        scores = dict(zip(row["category"], row["score"], strict=True))
+        assert [scores[3], scores[2], scores[1]] == [s and pytest.approx(s) for s in expected]
+        assert {s["category"]: s["score"] for s in row["segments"] if s["is_thing"]} == scores
+
+
 def test_an_image_without_old_labels_has_its_predictions() -> None:
     unread = {**PANOPTIC, "status": "missing", "error": "gone", "panoptic": None, "segments": []}
     table = worker().process(predictions_table(prediction_row([(LEFT, 0.9, 2)])), panoptic_table(unread))

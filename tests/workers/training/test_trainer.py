@@ -167,6 +167,21 @@ def test_precise_statistics_are_the_mean_over_the_batches() -> None:
     assert norm.momentum == 0.1
 
 
+def test_precise_statistics_are_as_exact_as_those_of_a_step_on_a_cpu() -> None:
+    """With channels last a CPU adds up hundreds of thousands of values one by one in float32."""
+    model, image = tiny_model(), torch.randint(0, 256, (3, 480, 640), generator=torch.Generator().manual_seed(0)).byte()
+    precise_statistics(model, [[image]], Ranks())
+    first = model.backbone.bottom_up.stem.conv1
+    inputs = torch.nn.functional.conv2d(model.prepare([image]).double(), first.weight.double(), stride=2, padding=3)
+    torch.testing.assert_close(first.norm.running_var.double(), inputs.var((0, 2, 3)), rtol=3e-6, atol=0)
+
+
+def test_precise_statistics_of_a_photo_of_32_pixels_are_of_the_frame_of_a_step() -> None:
+    model = tiny_model()
+    precise_statistics(model, [[item(0)[0][:, :32, :32]]], Ranks())
+    assert all(values.isfinite().all() for values in model.state_dict().values())
+
+
 def _without_norm(model: PanopticCascadeRCNN) -> torch.nn.Conv2d:
     conv = torch.nn.Conv2d(3, 8, 7, 2, 3, bias=False)
     conv.weight = model.backbone.bottom_up.stem.conv1.weight
