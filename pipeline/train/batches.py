@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,7 +14,7 @@ from pipeline.train.order import TrainingOrder
 from pipeline.train.tokens import TokenCache
 from workers.training.augment import augment
 from workers.training.augment_tokens import augment_tokens
-from workers.training.copy_paste import InstanceBank, copy_paste
+from workers.training.copy_paste import Crop, InstanceBank, copy_paste, crops_of
 from workers.training.samples import Sample, to_target
 from workers.training.trainer import Batch
 
@@ -30,7 +30,7 @@ class Batches:
         self._order = TrainingOrder(
             job.photos.parts, job.photos.wide, job.settings.optimisation.batch_size, job.settings.optimisation.seed
         )
-        self._recent: dict[int, list[Sample]] = {}
+        self._recent: dict[int, list[Crop]] = {}
 
     def between(self, start: int, end: int) -> Iterator[Batch]:
         """The batches of the steps from `start` to before `end`, in order."""
@@ -81,20 +81,23 @@ class Batches:
         bank = None
         if params.semantic_aware > 0:
             bank = self._bank(step, pool)
-            self._recent[step] = samples
+            self._recent[step] = _crops(samples)
         rng = np.random.default_rng([self._job.settings.optimisation.seed, 2, step, self._places.start])
         return copy_paste(samples, rng, params, bank)
 
     def _bank(self, step: int, pool: ThreadPoolExecutor) -> InstanceBank:
         """The instances of the last steps; after an interruption these are read again."""
         past = range(max(0, step - BANK_STEPS), step)
-        self._recent = {s: self._recent[s] if s in self._recent else self._load(s, pool) for s in past}
+        self._recent = {s: self._recent[s] if s in self._recent else _crops(self._load(s, pool)) for s in past}
         bank = InstanceBank()
-        for samples in self._recent.values():
-            for sample in samples:
-                bank.add(sample)
+        for crops in self._recent.values():
+            bank.add(crops)
         return bank
 
     def _batch(self, samples: list[Sample], tokens: list[Tensor] | None) -> Batch:
         images, targets = zip(*map(to_target, samples), strict=True)
         return Batch(images, targets, [sample.image_id for sample in samples], self._places.start, tokens)
+
+
+def _crops(samples: Iterable[Sample]) -> list[Crop]:
+    return [crop for sample in samples for crop in crops_of(sample)]

@@ -13,7 +13,7 @@ Shapes: (h, w) pixels of a target, n its instances, q instances to paste.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -63,6 +63,16 @@ class Crop(NamedTuple):
         return self.image.nbytes + self.mask.nbytes
 
 
+def crops_of(sample: Sample) -> list[Crop]:
+    """Copies of its instances."""
+    crops = []
+    boxes = mask_boxes(sample.masks).astype(int).tolist()
+    for (x0, y0, x1, y1), label, mask in zip(boxes, sample.classes.tolist(), sample.masks, strict=True):
+        image, cut = sample.image[y0:y1, x0:x1].copy(), np.array(mask[y0:y1, x0:x1])
+        crops.append(Crop(sample.image_id, label, image, cut, sample.size))
+    return crops
+
+
 class InstanceBank:
     """The latest crops of every class: at most `per_class` of each and `max_bytes` in all; the oldest go first."""
 
@@ -84,12 +94,10 @@ class InstanceBank:
         crops = (self._crops[serial] for serial in self._serials.get(label, ()))
         return [crop for crop in crops if crop.image_id != other_than]
 
-    def add(self, sample: Sample) -> None:
-        """Copy the instances of `sample` into the bank."""
-        boxes = mask_boxes(sample.masks).astype(int).tolist()
-        for (x0, y0, x1, y1), label, mask in zip(boxes, sample.classes.tolist(), sample.masks, strict=True):
-            image, cut = sample.image[y0:y1, x0:x1].copy(), np.array(mask[y0:y1, x0:x1])
-            self._insert(Crop(sample.image_id, label, image, cut, sample.size))
+    def add(self, crops: Iterable[Crop]) -> None:
+        """As the latest ones, in their order."""
+        for crop in crops:
+            self._insert(crop)
 
     def _insert(self, crop: Crop) -> None:
         if crop.nbytes > self._max_bytes:
@@ -116,8 +124,8 @@ def copy_paste(
     """The batch with instances pasted into each image; sources are the images as they came.
 
     With a `bank`, an image is filled from it with probability `params.semantic_aware` if it has crops of the image's
-    classes, else from the next image of a random cycle through the batch. The batch enters the bank afterwards. A
-    batch of one has no other image and only the bank to draw from. The given samples are not changed.
+    classes, else from the next image of a random cycle through the batch. A batch of one has no other image and only
+    the bank to draw from. Neither the given samples nor the bank are changed.
     """
     cycle = rng.permutation(len(samples))
     source_of = dict(zip(cycle.tolist(), np.roll(cycle, 1).tolist(), strict=True))
@@ -125,9 +133,6 @@ def copy_paste(
     for index, target in enumerate(samples):
         source = samples[source_of[index]] if source_of[index] != index else None
         pasted.append(_filled(target, source, bank, rng, params) if rng.random() < params.rate else target)
-    if bank is not None:
-        for sample in samples:
-            bank.add(sample)
     return pasted
 
 
