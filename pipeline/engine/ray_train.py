@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pipeline.engine.cluster import require_room
+from pipeline.store import storage
 from pipeline.store.arrow_files import arrow_filesystem
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from model.ranks import Ranks
 
+REFUSED = "refused.txt"  # of the records: what the loop raised that would be raised again
 TIMEOUT_S = 4 * 3600  # of a collective: one worker may prepare something while the others wait
 Loop = Callable[["Ranks", "torch.device"], None]
 
@@ -34,17 +36,19 @@ def train_with_ray(
     again, up to `max_failures` times: the loop must go on from its own checkpoint. Ray's records, but no weights, go
     to `storage_path`. `loop` is picklable.
 
-    ConfigError: Ray is smaller than the workers. RuntimeError: Ray is not initialised, or the loop failed too often,
-    with the message of the loop.
+    ConfigError: Ray is smaller than the workers. ValueError: the loop raised one in some worker; it is not tried again.
+    RuntimeError: Ray is not initialised, or workers failed too often, with the message of the last.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     require_room("workers of a training", "workers.train_workers", num_workers, cpus, gpus)
     records, path = arrow_filesystem(storage_path)
+    refused = storage.join(storage_path, REFUSED)
+    storage.remove(refused)
     trainer = TorchTrainer(
         _run,
-        train_loop_config={"loop": loop, "threads": max(1, int(cpus))},
+        train_loop_config={"loop": loop, "threads": max(1, int(cpus)), "refused": refused},
         scaling_config=ScalingConfig(
             num_workers=num_workers,
             use_gpu=gpus > 0,
@@ -61,10 +65,19 @@ def train_with_ray(
     try:
         fit(trainer)
     except TrainingFailedError as error:
+        _raise_refusal(refused)
         raise RuntimeError(
             f"the training failed in its workers (more than {max_failures} times): {error}; "
             "run the same command again to go on from the last checkpoint"
         ) from error
+    _raise_refusal(refused)
+
+
+def _raise_refusal(refused: str) -> None:
+    if storage.exists(refused):
+        message = storage.read_bytes(refused).decode()
+        storage.remove(refused)
+        raise ValueError(message)
 
 
 def fit(trainer: Any) -> Any:
@@ -98,6 +111,14 @@ def _run(config: dict[str, Any]) -> None:
 
     from model.ranks import Ranks
 
+    if storage.exists(
+        config["refused"]
+    ):  # started again for the others' sake, who were waiting for the one that raised
+        return
     context = ray.train.get_context()
     torch.set_num_threads(config["threads"])
-    config["loop"](Ranks(context.get_world_rank(), context.get_world_size()), ray.train.torch.get_device())
+    try:
+        config["loop"](Ranks(context.get_world_rank(), context.get_world_size()), ray.train.torch.get_device())
+    except ValueError as error:
+        storage.write_bytes(config["refused"], str(error).encode())
+        raise

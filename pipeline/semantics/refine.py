@@ -130,8 +130,12 @@ def load_deeplab(out: str) -> tuple[DeepLabV3, RefineSettings]:
 
 
 def _ray_worker(job: _Job, ranks: Ranks, device: torch.device) -> None:
+    """What each worker of Ray Train runs; nothing when it is started again after the end."""
+    if storage.exists(storage.join(job.out, ARTIFACT)):
+        _tidy(job)
+        return
     job = job if device.type == "cpu" else replace(job, device=str(device))
-    _train(job, rank=ranks.rank, workers=ranks.size, add=ranks.sum)
+    _train(job, rank=ranks.rank, workers=ranks.size, add=ranks.sum, wait=ranks.wait)
 
 
 def _train(
@@ -140,6 +144,7 @@ def _train(
     rank: int,
     workers: int,
     add: Callable[[Tensor], Any] = lambda flat: None,
+    wait: Callable[[], None] = lambda: None,
     on_log: Callable[[Entry], None] | None = None,
 ) -> None:
     """The loop of one worker. Each takes every `workers`-th group; the first writes checkpoints and the artifact."""
@@ -162,6 +167,7 @@ def _train(
             history, losses = [*history, float(np.mean(losses))], []
             if rank == 0:
                 _save_checkpoint(job, trainer, step, history)
+    wait()  # for one that was started again, and has yet to read the last checkpoint
     if rank == 0:
         _write_artifact(job, trainer, history)
 
@@ -203,6 +209,10 @@ def _write_artifact(job: _Job, trainer: DeepLabTrainer, loss: list[float]) -> No
     }
     storage.write_bytes(storage.join(job.out, MODEL), save(weights))
     storage.write_bytes(storage.join(job.out, ARTIFACT), json.dumps(record, indent=1).encode())
+    _tidy(job)
+
+
+def _tidy(job: _Job) -> None:
     for name in (CHECKPOINT, PROGRESS):
         storage.remove(storage.join(job.out, name))
 

@@ -127,7 +127,10 @@ def _require_compatible(settings: TrainSettings, num_workers: int, *, kept: bool
 
 
 def _worker(job: TrainJob, config: dict[str, Any], ranks: Ranks, device: torch.device) -> None:
-    """What each worker of Ray Train runs."""
+    """What each worker of Ray Train runs; nothing when it is started again after the end."""
+    if storage.exists(storage.join(job.out, ARTIFACT)):
+        _tidy(job)
+        return
     _train_and_write(job, ranks, device, config, None)
 
 
@@ -139,6 +142,7 @@ def _train_and_write(
     on_log: Callable[[Entry], None] | None,
 ) -> None:
     trainer, record = train(job, ranks, device, on_log)
+    ranks.wait()  # for one that was started again, and has yet to read the last checkpoint
     if ranks.rank == 0:
         _require_sound(record["history"])
         state = {name: values.detach().cpu() for name, values in trainer.best_model().state_dict().items()}
@@ -180,6 +184,10 @@ def _write_artifact(
         "software": f"u2label {version('u2label')}",
     }
     storage.write_bytes(storage.join(job.out, ARTIFACT), json.dumps(record, indent=1).encode())
+    _tidy(job)
+
+
+def _tidy(job: TrainJob) -> None:
     for name in (CHECKPOINT, PROGRESS):
         storage.remove(storage.join(job.out, name))
 

@@ -8,18 +8,21 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from model.checkpoint.files import load_checkpoint
+from model.ranks import Ranks
 from pipeline.errors import ConfigError
 from pipeline.operations.demo.scenes import write_scenes
-from pipeline.train import loop
+from pipeline.train import fit, loop
+from pipeline.train.batches import Batches
 from pipeline.train.coco_photos import CocoPhotos
 from pipeline.train.fit import _require_sound, fit_panoptic
-from pipeline.train.job import TrainSettings
+from pipeline.train.job import TrainJob, TrainSettings
 from tests.tiny_panoptic import NETWORK, stopped_at_step
 from workers.decode import DecodeLimits
 from workers.training.copy_paste import CopyPaste
@@ -36,15 +39,21 @@ LIMITS = DecodeLimits()
 
 
 class Photos(CocoPhotos):
-    """Scenes with their truth; reading one of them kills the process the first time, if `killed_at` names it."""
+    """Scenes with their truth; reading one of them kills the process the first time, if `killed_at` names it, or raises
+    if `refused_at` does, and leaves a line in `marker`."""
 
     killed_at: int = -1
+    refused_at: int = -1
     marker: Path = Path()
 
     def sample(self, index: int) -> Sample:
         if index == self.killed_at and not self.marker.exists():
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if index == self.refused_at:
+            with self.marker.open("a") as lines:
+                lines.write("refused\n")
+            raise ValueError(f"photo {index} does not fit its labels")
         return super().sample(index)
 
 
@@ -126,14 +135,35 @@ def test_two_workers_of_which_one_is_killed_give_the_weights_of_one_process(
     assert_same_weights(unbroken, tmp_path / "out", 2e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_what_a_worker_refuses_is_said_and_not_tried_again(scenes: Path, tmp_path: Path) -> None:
+    photos = photos_of(scenes)
+    photos.refused_at, photos.marker = 3, tmp_path / "refused"
+    with pytest.raises(ValueError, match=r"^photo 3 does not fit its labels$"):
+        fit_panoptic(photos, str(tmp_path / "out"), SETTINGS, num_workers=2, checkpoint_every=1)
+    assert photos.marker.read_text() == "refused\n"
+    assert not list(tmp_path.rglob("refused.txt")), "it would be refused again when it is mended"
+
+
+def test_a_worker_that_is_started_again_after_the_end_leaves_the_model_as_it_is(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "train", None)
+    for file in unbroken.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "checkpoint.pt").write_bytes(b"of the last step")
+    fit._worker(cast(TrainJob, SimpleNamespace(out=str(tmp_path))), {}, Ranks(), torch.device("cpu"))
+    assert not (tmp_path / "checkpoint.pt").exists()
+    assert_same_weights(unbroken, tmp_path, 0)
+
+
 def test_copy_paste_from_the_bank_goes_on_as_if_it_had_not_been_stopped(scenes: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, copy_paste=CopyPaste(semantic_aware=0.5), precise_statistics=0)
     fit_panoptic(photos_of(scenes), str(tmp_path / "whole"), settings)
     short = replace(settings, optimisation=replace(settings.optimisation, steps=3))
     photos = photos_of(scenes)
-    from pipeline.train.batches import Batches
-    from pipeline.train.job import TrainJob
-
     job = TrainJob(photos, short, str(tmp_path), "x", "cpu", 1, 9, 2)
     through = list(Batches(job, range(2)).between(0, 3))
     resumed = list(Batches(job, range(2)).between(2, 3))
