@@ -18,7 +18,7 @@ from workers.kmeans import embedding_rows
 from workers.records import READABLE, TARGETS_SCHEMA, instances_schema
 
 THINGS_A_PHOTO = 2  # on average, where nobody has measured which score is worth a thing
-COLUMNS = ("rle", "bbox", "area", "score", "embedding")
+COLUMNS = ("rle", "bbox", "area", "score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +33,21 @@ class ThingParams:
 def choose_things(instances: pa.Table, params: ThingParams) -> pa.Table:
     """An instances part, nested or not -> the same photos with the chosen masks alone, best first: a table of
     `instances_schema` that is not nested."""
-    rows = []
-    for row in instances.to_pylist():
+    rows, taken = [], list[int]()  # embeddings are most of a part, and as Python's numbers twenty times as large
+    vectors = instances["embedding"].combine_chunks()
+    starts = vectors.offsets.to_pylist() if len(vectors) else []
+    for row, start in zip(instances.drop_columns("embedding").to_pylist(), starts, strict=False):
         size = (row["height"], row["width"])
         kept = _choose(row["rle"], row["area"], row["score"], size, params) if row["rle"] else []
         common = {name: row[name] for name in ("image_id", "height", "width", "status", "error")}
         rows.append(common | {name: [row[name][i] for i in kept] for name in COLUMNS})
-    dim = instances.schema.field("embedding").type.value_type.list_size
-    return pa.Table.from_pylist(rows, schema=instances_schema(dim))
+        taken += [start + i for i in kept]
+    schema = instances_schema(instances.schema.field("embedding").type.value_type.list_size)
+    position = schema.get_field_index("embedding")
+    chosen = pa.Table.from_pylist(rows, schema=schema.remove(position))
+    offsets = pa.array(np.cumsum([0, *(len(row["rle"]) for row in rows)]), pa.int32())
+    column = pa.ListArray.from_arrays(offsets, vectors.values.take(pa.array(taken, pa.int64())))
+    return chosen.add_column(position, schema.field(position), column.cast(schema.field(position).type)).cast(schema)
 
 
 def scores_of(things: pa.Table) -> NDArray[np.float32]:

@@ -259,6 +259,7 @@ def begin_fit(stage: Stage) -> bool:
     inputs = _inputs_of_fit(stage)
     left = storage.exists(storage.join(stage.folder, ARTIFACT)) or _recorded_of_fit(stage) not in (None, inputs)
     if left:
+        storage.remove(storage.join(stage.folder, ARTIFACT))  # first: without it nothing that is left counts
         storage.remove_folder(stage.folder)
     storage.write_bytes(storage.join(stage.folder, FIT_INPUTS), json.dumps(inputs).encode())
     return left

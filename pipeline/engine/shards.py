@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 CRASHED = (
     "this image, processed alone, killed its worker again and again: out of memory, a crash of native code or a hang; "
-    "delete the part to try once more"
+    "u2label run --retry crashed tries it once more"
 )
 SECOND = -1  # in place of a shard: one that is late elsewhere
 T = TypeVar("T")

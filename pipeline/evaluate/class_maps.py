@@ -43,7 +43,7 @@ class Predictions:
 
 def predictions(run: Run) -> Predictions:
     """The class maps of a run. ConfigError when neither its semantics nor its panoptic stage has a part."""
-    stuff = run.config.semantics.classes
+    stuff = run.config.num_stuff
     if done := sorted(run.done.get("semantics", ())):
         stage = run.stages["semantics"]
         return Predictions(stage.name, semantic_maps(stage, done), stuff, 0, VOID, stage.shards, len(done))

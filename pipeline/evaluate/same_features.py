@@ -22,6 +22,7 @@ from pipeline.evaluate.class_maps import Predictions
 from pipeline.evaluate.labels import IGNORED
 from pipeline.evaluate.results import mean_of_known, number
 from pipeline.semantics.patches import read_conditioning
+from pipeline.semantics.sample import sample_size
 from pipeline.stages.base import Run
 from workers.kmeans import assign, spherical_kmeans
 from workers.semantics.patches import patch_places
@@ -120,7 +121,7 @@ def _samples(run: Run) -> Iterator[Sample]:
 
 def _of_crops(run: Run) -> Iterator[Sample]:
     """Of STEGO's features as published: some patches of each image, or of so many images one."""
-    rng, images = np.random.default_rng(run.config.seed), run.index.images
+    rng, images = np.random.default_rng(run.config.seed), sample_size(run.index.images, run.config.semantics.max_images)
     most = max(1, MOST_PATCHES // images)
     for part in _parts(run.stages["features"]):
         for batch in read_columns(part, ["image_id", "shape", "features"]).to_batches(max_chunksize=ROWS):

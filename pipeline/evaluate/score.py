@@ -90,6 +90,8 @@ def evaluate_run(
     predicted: LabelSource = open_labels(predictions, prediction_pngs, names)
     if mode == "identity" and predicted.categories:
         predicted = WithoutCategories(predicted, unscored.categories)
+        if stuff_by_supercategory:
+            predicted = StuffBySupercategory(predicted)
     whole = CocoInstances(instances) if instances else None
     found = score_labels(predicted, true, instances=whole, mode=mode, leftover=leftover, thresholds=thresholds)
     found |= {"void": unscored.told()}

@@ -60,6 +60,8 @@ def export_cityscapes(
     _check_classes(labels.classes)
     copies = photos_to_write(labels.run, photos, usual=True)
     entries = [f"leftImg8bit/{name}", f"labels_{name}.py", f"photos_{name}.csv", f"gtFine/{name}"]
+    if "-" in name:
+        raise ConfigError(f"--name: {name!r} has a -, and labels_{name}.py could not be imported; use _")
     folder = Folder(output, "cityscapes", name, entries)
     table = io.StringIO()
 

@@ -52,6 +52,7 @@ class Folder:
         self.entries, self.shared = list(entries), dict(shared or {})
         self._stage = f".u2label_{name}"
         self._record = f"u2label_{name}.json"
+        self.sets = [name]  # that there will be, by their names
         self._old = self._owned()
 
     def uri(self, *path: str) -> str:
@@ -109,6 +110,7 @@ class Folder:
             raise ConfigError(
                 f"--output: {shown!r} holds other files ({', '.join(foreign[:SHOWN])}); give a new or an empty folder"
             )
+        self.sets = sorted({self.name, *(match[1] for name in records if (match := RECORD.fullmatch(name)))})
         return dict.fromkeys(records.get(self._record, {}).get("entries", ()))
 
     def _listed(self) -> set[str]:

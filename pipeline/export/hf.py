@@ -10,12 +10,14 @@ decode by themselves, and `category` is a `ClassLabel` whose 0 is void, 1..K thi
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from pipeline.errors import ConfigError
 from pipeline.export.extras import load_extra
 from pipeline.export.folder import Folder
 from pipeline.export.labels import Labelled, Labels
@@ -46,12 +48,16 @@ def export_hf(
     datasets = load_extra("datasets", package="datasets", format="hf")
     labels = Labels(parts, instances_parts, classes=classes)
     copies = photos_to_write(labels.run, photos, usual=True)
+    if "-" in name:
+        raise ConfigError(
+            f"--name: {name!r} has a -, which names of splits in Hugging Face datasets may not have; use _"
+        )
     folder = Folder(output, "hf", name, [name, "README.md"])
     features = _features(datasets, labels.classes, image=copies is not None)
     with folder.writing():
         for number in range(len(labels.parts)):
             _write_part(folder.uri(name, f"part-{number:05d}.parquet"), features.arrow_schema, labels, number, copies)
-        storage.write_bytes(folder.uri("README.md"), _card(name, labels))
+        storage.write_bytes(folder.uri("README.md"), _card(folder.sets, labels))
         return labels.finish(folder, {"data": name, "card": "README.md"})
 
 
@@ -69,7 +75,7 @@ def _write_part(uri: str, schema: pa.Schema, labels: Labels, number: int, copies
 def _features(datasets: Any, classes: Classes, *, image: bool) -> Any:
     segment = {
         "id": datasets.Value("int32"),
-        "category": datasets.ClassLabel(names=[VOID, *classes.names.values()]),
+        "category": datasets.ClassLabel(names=[VOID, *_names_beside_void(classes)]),
         "is_thing": datasets.Value("bool"),
         "area": datasets.Value("int64"),
         "bbox": datasets.List(datasets.Value("int32"), length=4),  # x, y, width, height
@@ -82,6 +88,10 @@ def _features(datasets: Any, classes: Classes, *, image: bool) -> Any:
     if not image:
         del columns["image"]
     return datasets.Features(columns | {"segments": datasets.List(segment)})
+
+
+def _names_beside_void(classes: Classes) -> list[str]:
+    return [name if name != VOID else f"{name} ({number})" for number, name in classes.names.items()]
 
 
 def _row(label: Labelled, photo: Photo | None) -> dict[str, Any]:
@@ -106,12 +116,13 @@ def _segment(label: Labelled, info: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _card(name: str, labels: Labels) -> bytes:
-    """What the Hub and `load_dataset` read of the folder."""
-    head = {"configs": [{"config_name": "default", "data_files": [{"split": name, "path": f"{name}/*.parquet"}]}]}
+def _card(names: Sequence[str], labels: Labels) -> bytes:
+    """What the Hub and `load_dataset` read of the folder: the sets that it has now."""
+    files = [{"split": name, "path": f"{name}/*.parquet"} for name in names]
+    head = {"configs": [{"config_name": "default", "data_files": files}]}
     things, stuff = labels.classes.things, labels.classes.stuff
     text = (
-        f"# Panoptic pseudo-labels\n\nWritten by u2label: {labels.exported.images} photos, {things} classes of things, "
-        f"{stuff} of stuff; nobody has looked at the labels.\n"
+        f"# Panoptic pseudo-labels\n\nWritten by u2label, the last set of {labels.exported.images} photos: "
+        f"{things} classes of things, {stuff} of stuff; nobody has looked at the labels.\n"
     )
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n{text}".encode()

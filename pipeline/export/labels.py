@@ -120,9 +120,9 @@ class Labels:
         self.name_files(dots=True)
         self._place = 0
 
-    def name_files(self, *, dots: bool) -> None:
-        """Begin names anew, with or without dots in them; see `OutputNames`."""
-        self._names = OutputNames(dots=dots)
+    def name_files(self, *, dots: bool, folder: str | None = None) -> None:
+        """Begin names anew, with or without dots in them, and no `folder` of that name; see `OutputNames`."""
+        self._names = OutputNames(dots=dots, folder=folder)
 
     def read(self, number: int) -> Iterator[Labelled]:
         """The labels of a part, in order; the parts must be read in theirs. Memory: a part, and the names."""

@@ -14,6 +14,7 @@ from pipeline.export.labels import WRITERS, Labelled, Labels
 from pipeline.sources.fetch import Fetcher
 from pipeline.stages.base import Run
 from pipeline.store import storage
+from workers import jpeg_end
 from workers.decode import BAD_DATA, DecodeError, DecodeLimits, decode_image, open_photo, orientation
 from workers.records import ImageRecord, Status
 
@@ -116,16 +117,18 @@ def photos_to_write(run: Run | None, wanted: bool | None, *, usual: bool | None 
 
 
 def photo_file(data: bytes, limits: DecodeLimits) -> Photo:
-    """The file as it is, or encoded anew where it must be turned or its format is one that few readers know.
+    """The file as it is, or encoded anew where it must be turned, its format is one that few readers know, or it is a
+    JPEG that lacks its end, which many readers refuse.
 
     DecodeError when it is no photo.
     """
     try:
         with open_photo(data) as image:
             turn, ending, (width, height) = orientation(image), ENDINGS.get(image.format or ""), image.size
+            whole = ending != ".jpg" or _is_whole(data, image)
     except (*BAD_DATA, Image.DecompressionBombError) as error:
         raise DecodeError(Status.UNDECODABLE, str(error)) from error
-    if turn == 1 and ending is not None:
+    if turn == 1 and ending is not None and whole:
         return Photo(data, ending, (height, width), False)
     pixels = decode_image(data, limits)
     stream = io.BytesIO()
@@ -136,3 +139,14 @@ def photo_file(data: bytes, limits: DecodeLimits) -> Photo:
         Image.fromarray(pixels).save(stream, "PNG")
     height, width = pixels.shape[:2]
     return Photo(stream.getvalue(), ending, (height, width), turn != 1)
+
+
+def _is_whole(data: bytes, image: Image.Image) -> bool:
+    """Whether a JPEG can be decoded to its end. That is seen from the end mark behind the last scan, or tried."""
+    if data.rfind(jpeg_end.END) > data.rfind(bytes((0xFF, jpeg_end.SCAN))):
+        return True
+    try:
+        image.load()
+    except OSError:
+        return False
+    return True

@@ -82,7 +82,7 @@ def metadata(name: str = "train", *, separated: bool) -> dict[str, Any]:
 
 def load(name: str = "train", image_root: str | None = None, *, separated: bool) -> list[dict[str, Any]]:
     """A dict a photo, as detectron2's mappers (separated) or Mask2Former's take them."""
-    found = []
+    found, (things, _) = [], counts(name)
     for of_panoptic, of_instances in zip(_files("panoptic", name), _files("instances", name), strict=True):
         panoptic, instances = json.loads(of_panoptic.read_text()), json.loads(of_instances.read_text())
         images = {image["id"]: image for image in panoptic["images"]}
@@ -96,7 +96,7 @@ def load(name: str = "train", image_root: str | None = None, *, separated: bool)
             if separated:
                 entry["annotations"] = objects[image["id"]]
                 entry["sem_seg_file_name"] = str(HERE / f"panoptic_stuff_{name}" / labels["file_name"])
-            entry |= _segments(labels, str(HERE / f"panoptic_{name}"), counts(name)[0], separated)
+            entry |= _segments(labels, str(HERE / f"panoptic_{name}"), things, separated)
             found.append(entry)
     return found
 

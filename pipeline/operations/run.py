@@ -176,7 +176,7 @@ def _run_shards(definition: ShardStage, stage: Stage, pending: list[int], run: R
 
     log = ReceiptLog(run.uri, stage.name, stage.fingerprint)
     failures: list[Receipt] = []
-    done_now: list[Receipt] = []
+    done_now: list[Receipt] = []  # the first ones, which can tell that all would come to nothing
     watched = WATCHED if definition.watched else 0
     try:
         done = stage.shards - len(pending)
@@ -187,7 +187,10 @@ def _run_shards(definition: ShardStage, stage: Stage, pending: list[int], run: R
                 log.append(receipt)
                 progress.add(receipt)
                 metrics.add(receipt)
-                (done_now if receipt.ok else failures).append(receipt)
+                if not receipt.ok:
+                    failures.append(receipt)
+                elif len(done_now) <= watched:
+                    done_now.append(receipt)
                 if len(failures) > max_failed_fraction * len(pending):
                     raise StageFailed(f"{stage.name}: stopped early, {len(failures)} shards failed", failures)
                 said = definition.complaint(run.config, done_now, final=False) if len(done_now) <= watched else None

@@ -23,6 +23,7 @@ from pipeline.report.clusters import ClusterFit
 from pipeline.report.members import Sampled, sample_members
 from pipeline.report.pictures import Crop, Drawer
 from pipeline.report.rows import Member
+from pipeline.semantics.datus import CLASSES
 from pipeline.stages.base import Run
 from pipeline.stages.named import fits_of, names_of
 from pipeline.store import storage
@@ -221,8 +222,10 @@ def _patch_fit(folder: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _datus_fit(folder: str) -> tuple[np.ndarray, np.ndarray]:
-    centroids, classes = (np.load(io.BytesIO(_read(folder, name))) for name in (CENTROIDS, "classes.npy"))
-    return centroids, classes
+    centroids = np.load(io.BytesIO(_read(folder, CENTROIDS)))
+    if not storage.exists(storage.join(folder, CLASSES)):  # as published: a cluster a class
+        return centroids, np.arange(len(centroids))
+    return centroids, np.load(io.BytesIO(_read(folder, CLASSES)))
 
 
 def _stego_fit(folder: str) -> tuple[np.ndarray, np.ndarray]:

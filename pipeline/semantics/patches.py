@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.clusters.artifact import KMeansResult
 from pipeline.clusters.kmeans import IterationReport
 from pipeline.engine.shards import read_columns
-from pipeline.engine.stage import ARTIFACT, part_name
+from pipeline.engine.stage import ARTIFACT, digest, part_name
 from pipeline.semantics.merged import ROWS, MergeSettings, fit_merged, remove_rows, too_few, write_rows
 from pipeline.store import storage
 from workers.conditioning import Conditioning, Moments, signal_over_nuisance
@@ -34,8 +34,9 @@ def fit_conditioning(parts: Sequence[str], out: str, components: int) -> Conditi
     """The directions in which patches of these parts (URIs) vary most against neighbours and other views."""
     patches, across, views = _moments(parts)
     conditioning = signal_over_nuisance(patches, [across, views], components)
-    storage.write_bytes(storage.join(out, CONDITIONING), conditioning.to_bytes())
-    record = {"patches": patches.count, "components": conditioning.directions.shape[1]}
+    data = conditioning.to_bytes()
+    storage.write_bytes(storage.join(out, CONDITIONING), data)
+    record = {"patches": patches.count, "components": conditioning.directions.shape[1], "content": digest(data.hex())}
     storage.write_bytes(storage.join(out, ARTIFACT), json.dumps(record).encode())
     return conditioning
 

@@ -121,12 +121,16 @@ def fit_stego(
     _find_neighbours(job, resources.threads)
     job = begin(job)
     storage.remove(storage.join(out, PROGRESS))  # of a fit that was stopped after its last checkpoint
-    if num_workers:
-        with watching(out, on_log):
-            _train_with_ray(job, resources)
-    else:
-        train(job, Ranks(), torch.device(device), on_log)
-    _write_artifact(job, teacher)
+    try:
+        if num_workers:
+            with watching(out, on_log):
+                _train_with_ray(job, resources)
+        else:
+            train(job, Ranks(), torch.device(device), on_log)
+        _write_artifact(job, teacher)
+    except ValueError:  # refused: nothing goes on from here
+        job.features_file.unlink(missing_ok=True)
+        raise
     job.features_file.unlink(missing_ok=True)
     return load_stego(out)
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.engine.done import CONTENT
 from pipeline.engine.shards import ahead
 from pipeline.store import storage
 from workers.semantics.stego import descriptor, read_features
@@ -45,6 +46,7 @@ class FeatureSet:
     parts: tuple[str, ...]
     rows: tuple[NDArray[np.int32], ...]  # of each part, ascending, at least one
     shape: tuple[int, ...]
+    content: str = ""  # tells these parts from others of their names
 
     @property
     def images(self) -> int:
@@ -68,8 +70,8 @@ def survey_features(parts: Sequence[str], *, max_images: int | None, seed: int) 
     ValueError for no such photo, a part that cannot be read, or features of unlike sizes.
     """
     surveyed = list(ahead(_survey_part, parts, depth=READERS))
-    rows = [found for found, _ in surveyed]
-    kinds = set().union(*(shapes for _, shapes in surveyed))
+    rows = [found for found, _, _ in surveyed]
+    kinds = set().union(*(shapes for _, shapes, _ in surveyed))
     if not kinds:
         raise ValueError(f"the {len(parts)} feature parts hold no readable image, so there is nothing to fit to")
     if len(kinds) > 1:
@@ -81,15 +83,17 @@ def survey_features(parts: Sequence[str], *, max_images: int | None, seed: int) 
         ends = np.cumsum([len(part) for part in rows])[:-1]
         rows = [part[kept] for part, kept in zip(rows, np.split(chosen, ends), strict=True)]
     used = [(part, found) for part, found in zip(parts, rows, strict=True) if len(found)]
-    return FeatureSet(tuple(part for part, _ in used), tuple(found for _, found in used), next(iter(kinds)))
+    content = hashlib.sha256(b"|".join(checksum for _, _, checksum in surveyed)).hexdigest()[:8]
+    return FeatureSet(tuple(part for part, _ in used), tuple(found for _, found in used), next(iter(kinds)), content)
 
 
-def _survey_part(part: str) -> tuple[NDArray[np.int32], set[tuple[int, ...]]]:
-    """Which rows of a part have features, ascending, and of what shapes."""
+def _survey_part(part: str) -> tuple[NDArray[np.int32], set[tuple[int, ...]], bytes]:
+    """Which rows of a part have features, ascending, of what shapes, and the checksum that its writer gave it."""
     with _opened(part, block_size=0) as file:
         shapes = file.read(columns=["shape"])["shape"].to_pylist()
+        checksum = (file.metadata.metadata or {}).get(f"u2label.{CONTENT}".encode(), b"")
     rows = np.flatnonzero([shape is not None for shape in shapes]).astype(np.int32)
-    return rows, {tuple(shape) for shape in shapes if shape is not None}
+    return rows, {tuple(shape) for shape in shapes if shape is not None}, checksum
 
 
 def _opened(part: str, *, block_size: int) -> pq.ParquetFile:

@@ -70,8 +70,8 @@ class TrainJob:
 
     @property
     def features_file(self) -> Path:
-        """Its own, so that a fit that ends takes nothing from another on the same machine."""
-        return Path(self.scratch) / f"stego-features-{self.identity}.npy"
+        """Its own, so that a fit that ends takes nothing from another on the same machine, and none of other parts."""
+        return Path(self.scratch) / f"stego-features-{self.identity}-{self.features.content}.npy"
 
 
 def write_neighbours(job: TrainJob, neighbours_NK: NDArray[np.int32]) -> None:

@@ -90,7 +90,8 @@ class Classes:
 
         Things keep their ids, so that their masks can still be found by them.
         """
-        if all(self.written.get(segment.category) == segment.category for segment in image.segments):
+        found = [segment.category for segment in image.segments] + [one.category for one in image.detections or ()]
+        if all(self.written.get(category) == category for category in found):
             return image
         named = [(segment, self.written.get(segment.category, NOISE)) for segment in image.segments]
         becomes = new_ids(((segment.id, category) for segment, category in named), self.things)

@@ -52,10 +52,12 @@ class Manifest:
         seen: Counter[int] = Counter()
         for number, row in enumerate(self.rows(), start=1):
             place = self._place(row, number)
-            name = str(row.get("image_id") or _name_of(str(row[self.column])))
+            given = row.get("image_id")
+            named = given is not None and given != ""
+            name = str(given) if named else _name_of(str(row[self.column]))
             seen[digest(name)] += 1
             if (times := seen[digest(name)]) > 1:
-                if row.get("image_id"):
+                if named:
                     raise ValueError(f"source.uri: {self._shown(number)}: the image_id {name!r} comes twice")
                 name = f"{name}~{times}"
             yield ImageRecord(name, place, 0, 0, self._keys(row))
@@ -88,6 +90,11 @@ def open_manifest(uri: str, column: str = "uri", *, anonymous: bool = False) -> 
         )
     fields = [field for field in schema if field.name not in {column, "image_id"}]
     keys = pa.schema([field.with_name(key_name(field.name)).with_nullable(True) for field in fields])
+    if twice := sorted(name for name, times in Counter(keys.names).items() if times > 1):
+        raise ValueError(
+            f"source.uri: two columns of the manifest {storage.redact(uri)} would both be the key {twice[0]!r} of the "
+            "parts: rename one"
+        )
     return Manifest(uri, column, keys, tuple(field.name for field in fields), rows)
 
 

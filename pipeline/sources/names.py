@@ -97,14 +97,16 @@ class OutputNames:
     """Names for the files of each photo, no two the same, not even where case or the way an accent is written does not
     count. Memory: the names."""
 
-    def __init__(self, *, dots: bool = True) -> None:
-        """`dots`: whether names may have them. Some readers take what is behind the first one for an ending."""
-        self._dots = dots
+    def __init__(self, *, dots: bool = True, folder: str | None = None) -> None:
+        """`dots`: whether names may have them. Some readers take what is behind the first one for an ending. `folder`
+        is the name that no folder may have, as a reader looks for it in paths."""
+        self._dots, self._folder = dots, folder
         self._taken: set[str] = set()
 
     def claim(self, image_id: str) -> str:
         """A relative path without an ending that stays below its folder, whatever the image_id."""
-        whole = safe_path(image_id)
+        *folders, last = safe_path(image_id).split("/")
+        whole = "/".join([*(part + "_" * (part == self._folder) for part in folders), last])
         stem, ending = posixpath.splitext(whole)
         name = stem if ending.lower() in IMAGE_EXTENSIONS else whole
         if not self._dots:

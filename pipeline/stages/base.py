@@ -109,9 +109,10 @@ class Definition(ABC):
         """Plain data: everything that decides its content beside its inputs. What is `auto` for `settle` is as it was
         in the first version that had this stage."""
 
-    def settle(self, config: Config, begun: Callable[[], bool]) -> Config:
+    def settle(self, config: Config, begun: Callable[[Config], bool]) -> Config:
         """The config with what only the run folder can decide: something became better than it was, and a run that a
-        version began which knew the old way alone goes on with that. `begun`: whether there is such a run."""
+        version began which knew the old way alone goes on with that. `begun`: whether the run has this stage as a
+        config says."""
         return config
 
     def check(self, config: Config, index: Photos | None) -> None:  # noqa: B027 (most stages have nothing to say)

@@ -52,8 +52,9 @@ class Facts:
     def photos(self) -> Content:
         """What every stage that looks at the photos through the backbone depends on."""
         config = self._config
+        column = self.index.image_column if self.index.format == "parquet" else "image"
         return {
-            "index": self.index.digest,
+            "index": self.index.digest + (f" {column}" if column != "image" else ""),
             "shard_size": self.index.shard_size,
             "backbone": self.teacher,
             "dtype": config.backbone.dtype,

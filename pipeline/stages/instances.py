@@ -85,11 +85,14 @@ class Instances(ShardStage):
             del content["maskcut"]["score"]
         return content
 
-    def settle(self, config: Config, begun: Callable[[], bool]) -> Config:
+    def settle(self, config: Config, begun: Callable[[Config], bool]) -> Config:
         if config.instances.method != "maskcut" or config.maskcut.score != "auto":
             return config
-        score = "crf_iou" if begun() else "objectness"
-        return config.model_copy(update={"maskcut": config.maskcut.model_copy(update={"score": score})})
+        before, now = (
+            config.model_copy(update={"maskcut": config.maskcut.model_copy(update={"score": score})})
+            for score in ("crf_iou", "objectness")
+        )
+        return before if begun(before) and not begun(now) else now
 
     def check(self, config: Config, index: Photos | None) -> None:
         patch = patch_size(config.backbone.name)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 from pipeline.config import Config, load_config, parse_config
 from pipeline.engine.stage import Stage, index_folder
 from pipeline.errors import ConfigError
@@ -21,7 +19,11 @@ def resolve_run(config: Config, index: Index, *, download: bool = True) -> Run:
     stages = resolve(config, index, defined, facts)
     settled = config
     for name, stage in defined.items():
-        settled = stage.settle(settled, functools.partial(storage.exists, stages[name].folder))
+
+        def begun(asked: Config, name: str = name) -> bool:
+            return storage.exists(resolve(asked, index, defined, facts)[name].folder)
+
+        settled = stage.settle(settled, begun)
     if settled is not config:
         stages = resolve(settled, index, defined, facts)
     return Run(settled, index, defined, stages, facts.teacher)

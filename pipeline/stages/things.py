@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.config import Config
 from pipeline.engine.receipts import Receipt
 from pipeline.engine.shards import ShardActor, read_part
-from pipeline.engine.stage import ARTIFACT, Stage
+from pipeline.engine.stage import ARTIFACT, Stage, digest
 from pipeline.stages.base import FitStage, Run, ShardStage, thing_stage
 from pipeline.stages.facts import Content, Facts, sections
 from pipeline.stages.instances import GO_ON, count_empty
@@ -72,9 +72,10 @@ class EmbeddingFit(FitStage):
         for sure, rows in chosen:
             moments.add(rows[sure])
         fitted = whitening(moments, settings.components, settings.whitening)
-        storage.write_bytes(storage.join(stage.folder, CONDITIONING), fitted.to_bytes())
+        data = fitted.to_bytes()
+        storage.write_bytes(storage.join(stage.folder, CONDITIONING), data)
         components = int(fitted.directions.any(0).sum())
-        record = {"masks": moments.count, "components": components, "min_score": least}
+        record = {"masks": moments.count, "components": components, "min_score": least, "content": digest(data.hex())}
         storage.write_bytes(storage.join(stage.folder, ARTIFACT), json.dumps(record).encode())
         return (
             f"{components} components of the embeddings of {moments.count} masks with a score of at least {least:.3g}"

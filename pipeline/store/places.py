@@ -85,7 +85,10 @@ def _filesystem(protocol: str, anonymous: bool, process: int) -> Any:
 
         options = {"timeout": ClientTimeout(total=WEB_SECONDS), "trust_env": True}
         return fsspec.filesystem(protocol, client_kwargs=options)
-    return fsspec.filesystem(protocol, **(ANONYMOUS.get(PACKAGES.get(protocol, ""), {}) if anonymous else {}))
+    options = ANONYMOUS.get(PACKAGES.get(protocol, ""), {}) if anonymous else {}
+    if protocol in PACKAGES:  # a listing that is kept would not show what other processes wrote
+        options = {**options, "use_listings_cache": False, "skip_instance_cache": True}
+    return fsspec.filesystem(protocol, **options)
 
 
 def filesystem(uri: str, *, anonymous: bool = False) -> tuple[Any, str]:

@@ -104,6 +104,21 @@ def test_a_fit_goes_on_from_a_checkpoint_of_the_same_inputs_alone(table: dict[st
     assert not begin_fit(clusters)
 
 
+def test_a_fit_that_was_killed_as_it_cleared_the_last_one_is_to_be_made(
+    table: dict[str, Stage], config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: str) -> None:
+        Path(folder, "inputs.json").unlink()
+        raise KeyboardInterrupt
+
+    Path(config.source.uri, "0.jpg").write_bytes(scene(50))
+    redo(table["instances"], config, table, 0)
+    monkeypatch.setattr(done.storage, "remove_folder", killed)
+    with pytest.raises(KeyboardInterrupt):
+        begin_fit(table["clusters"])
+    assert pending(table)["clusters"] == [0]
+
+
 def test_another_artifact_makes_all_parts_old(table: dict[str, Stage]) -> None:
     artifact = Path(table["clusters"].folder, "artifact.json")
     artifact.write_text(artifact.read_text().replace("9.0", "8.0"))

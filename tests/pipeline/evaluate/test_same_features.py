@@ -86,7 +86,7 @@ def test_the_published_features_of_stego_are_taken_as_they_lie(tmp_path: Path) -
     feats = {f"{i}.png": rng.normal(size=(1, 4, 2, 2)) for i in range(3)}
     rows = [features_row(name, values) for name, values in feats.items()] + [features_row("broken.png", None)]
     stage = stage_at(tmp_path / "features", "features", [pa.Table.from_pylist(rows, FEATURES_SCHEMA)])
-    semantics = SimpleNamespace(crops="centre")
+    semantics = SimpleNamespace(crops="centre", max_images=None)
     run = SimpleNamespace(
         stages={"features": stage},
         config=SimpleNamespace(seed=0, semantics=semantics),

@@ -67,7 +67,9 @@ def semantics_part(predicted: dict[str, Any]) -> pa.Table:
 
 def run_of(folder: Path, *stages: Stage, classes: int = 3, k: int = 2) -> Any:
     """As much of a run as an evaluation looks at."""
-    config = SimpleNamespace(clusters=SimpleNamespace(k=k), semantics=SimpleNamespace(classes=classes))
+    config = SimpleNamespace(
+        clusters=SimpleNamespace(k=k), num_stuff=classes, semantics=SimpleNamespace(classes=classes)
+    )
     done = {stage.name: set(range(stage.shards)) for stage in stages}
     return SimpleNamespace(uri=str(folder), config=config, stages={stage.name: stage for stage in stages}, done=done)
 

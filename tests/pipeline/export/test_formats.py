@@ -98,6 +98,13 @@ def test_hugging_face_datasets_reads_it(run: str, tmp_path: Path) -> None:
     names = found.features["segments"].feature["category"].names
     assert names == ["void", "thing 1", "thing 2", "thing 3", "thing 4", "stuff 1", "stuff 2", "stuff 3"]
     assert (exported.turned, exported.photos) == (2, 4)
+    export_hf(run, run, output=str(tmp_path / "out"), name="val", photos=False)
+    for name in ("pseudo", "val"):  # another set beside the first
+        assert len(datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / name), split=name)) == len(
+            found
+        )
+    with pytest.raises(ConfigError, match=r"--name: 'my-set' has a -.*use _"):
+        export_hf(run, run, output=str(tmp_path / "other"), name="my-set")
 
 
 def test_webdataset_reads_it(run: str, tmp_path: Path) -> None:

@@ -37,6 +37,20 @@ def test_a_format_that_few_read_becomes_png() -> None:
     assert (photo.ending, photo.size, photo.turned) == (".png", (20, 30), False)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lacks_its_end_is_written_whole(progressive: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 96, 3)).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=90, progressive=progressive)
+    data = stream.getvalue()
+    assert photo_file(data + b"and more behind its end", LIMITS).data == data + b"and more behind its end"
+    cut = data[: -len(data) // 50]
+    photo = photo_file(cut, LIMITS)
+    with Image.open(io.BytesIO(photo.data)) as copy:
+        assert np.abs(np.asarray(copy).astype(int) - decode_image(cut, LIMITS)).mean() < 5
+    assert (photo.ending, photo.size, photo.turned) == (".jpg", (400, 96), False)
+
+
 def test_what_is_no_photo_says_so() -> None:
     with pytest.raises(DecodeError):
         photo_file(b"no photo", LIMITS)

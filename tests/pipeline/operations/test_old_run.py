@@ -93,9 +93,13 @@ def test_a_run_goes_on_with_the_score_that_it_was_begun_with(old_run: Path) -> N
     latest = read_latest(str(old_run))
     assert latest is not None and latest.same_labels(config)
 
-    shutil.rmtree(begun.stages["instances"].folder)
+    kept = shutil.move(begun.stages["instances"].folder, old_run.parent / "kept")
     anew = find_run(config)
     assert anew is not None and anew.config.maskcut.score == "objectness"
     assert anew.stages["instances"].fingerprint != begun.stages["instances"].fingerprint
     asked = find_run(config_of(old_run, {**WITH_STEGO, "maskcut": {**COMMON["maskcut"], "score": "crf_iou"}}))
     assert asked is not None and asked.stages["instances"] == begun.stages["instances"]
+    Path(anew.stages["instances"].folder).mkdir(parents=True)
+    shutil.move(kept, begun.stages["instances"].folder)
+    tried = find_run(config)  # the old score was tried beside it
+    assert tried is not None and tried.config.maskcut.score == "objectness"

@@ -56,6 +56,13 @@ def test_detections_of_what_is_no_thing_any_more_are_left_out() -> None:
     assert [one.category for one in named.detections or ()] == [1, 1]
 
 
+def test_detections_are_renamed_where_all_that_is_seen_keeps_its_class() -> None:
+    found = tuple(Instance(k, {}, (0, 0, 1, 1), 1, False, 0.5) for k in (1, 2, 3, 5))
+    for segments in (IMAGE.segments[:1], ()):
+        image = replace(IMAGE, ids=np.minimum(IMAGE.ids, len(segments)), segments=segments, detections=found)
+        assert [one.category for one in NAMED.apply(image).detections or ()] == [1, 1]
+
+
 def test_coco_lists_names_colours_and_groups() -> None:
     assert NAMED.as_coco()[1] | {"color": None} == {
         "id": 2,

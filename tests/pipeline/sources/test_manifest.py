@@ -118,6 +118,11 @@ def test_patterns_and_samples_choose_among_the_rows(tmp_path: Path) -> None:
     assert (index.ignored.not_chosen, index.ignored.not_sampled) == (9, 5)
 
 
+def test_an_image_id_of_0_is_one(tmp_path: Path) -> None:
+    put(str(tmp_path), {"m.jsonl": b'{"uri": "x/a.jpg", "image_id": 0}\n{"uri": "x/b.jpg", "image_id": 1}\n'})
+    assert [record.image_id for record in open_manifest(str(tmp_path / "m.jsonl")).records()] == ["0", "1"]
+
+
 def test_keys_are_part_of_what_the_index_is(tmp_path: Path) -> None:
     digests = set()
     for value in (b"1", b"2"):
@@ -142,6 +147,7 @@ def test_keys_are_part_of_what_the_index_is(tmp_path: Path) -> None:
         ("m.csv", b'uri,x\n"",1\n', r"source\.uri: row 1 of .* has no place of a photo in 'uri': ''"),
         ("m.csv", b"uri\nhttps://me:secret@h/a.jpg\n", r"row 1 of .*: https://\*\*\*@h/a\.jpg holds a user and a pass"),
         ("m.csv", b"uri,image_id\na,x\nb,x\n", r"row 2 of .*: the image_id 'x' comes twice"),
+        ("m.csv", b"uri,height,key_height\na,1,2\n", r"two columns of .*m\.csv would both be the key 'key_height'"),
         ("m.jsonl", b'{"uri": "a"}\n{"uri"\n', r"source\.uri: the manifest .*: line 2 is not JSON"),
         ("m.jsonl", b"[1]\n", r"source\.uri: the manifest .*: line 1 must hold an object, got '\[1\]"),
         ("m.parquet", b"PAR1", r"source\.uri: .*m\.parquet"),

@@ -45,3 +45,8 @@ def test_files_get_names_below_their_folder_that_no_other_has() -> None:
     long = [names.claim(f"{'ü' * 120}{i}.jpg") for i in range(2)]
     assert long[0] != long[1] and all(len(name.encode()) <= 200 for name in long)
     assert OutputNames(dots=False).claim("x.tar/photo.v2.jpg") == "x_tar/photo_v2"
+    without = OutputNames(folder="images")
+    assert [without.claim(name) for name in ("images/a.jpg", "b/images/images.jpg")] == [
+        "images_/a",
+        "b/images_/images",
+    ]

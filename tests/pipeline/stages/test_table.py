@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,14 @@ def stego_fingerprints(index: Index, seed: int = 0, **semantics: object) -> tupl
     small = {"method": "stego", "batch_size": 2, "neighbours": 1}
     table = resolve_stages(config(semantics=small | semantics, seed=seed), index)
     return table["features"].fingerprint, table["semantics_fit"].fingerprint, table["semantics"].fingerprint
+
+
+def test_the_column_of_photos_counts_in_parquet_alone(index: Index) -> None:
+    def instances(column: str, format: str) -> str:
+        return resolve_stages(config(), replace(index, format=format, image_column=column))["instances"].fingerprint
+
+    assert instances("left", "parquet") != instances("right", "parquet")
+    assert instances("left", "folder") == instances("image", "folder") == instances("image", "parquet")
 
 
 def test_the_sample_decides_the_features_and_nothing_else_of_the_fit_does(index: Index) -> None:
