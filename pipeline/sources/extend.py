@@ -31,6 +31,7 @@ from pipeline.sources.left_out import Ignored
 from pipeline.sources.own_folders import own_folders
 from pipeline.sources.scan import File, Format, list_files, scan, scan_files
 from pipeline.sources.survey import survey
+from pipeline.store import storage
 from pipeline.store.held import Held, Walk
 from workers.records import GONE, ImageRecord
 
@@ -80,7 +81,7 @@ def difference(index: Index, uri: str, choice: Choice) -> Difference:
 def extend_index(index: Index, uri: str, choice: Choice, *, prune: bool = False) -> Index:
     """The index with what the listing of `uri` has more, and without or with a mark at what it has no more. The index
     of the folder is the old one until the new one is whole. Errors as of `scan`; ValueError: a source that is a sample,
-    a manifest with other keys.
+    a manifest with other keys or with a name of the index for another place.
 
     Memory: the records of the files that are others now, the places of those that are new, and some 100
     bytes a photo of the index.
@@ -122,7 +123,7 @@ def _taken_in(index: Index, uri: str, choice: Choice, prune: bool, walk: Walk) -
         )
 
     replaced = {record.image_id: record for record in records_of(others, Ignored())} if others else {}
-    touched = set[int]()
+    touched, names = set[int](), set[int]()  # by hashes, those of a manifest's photos, which are not their places
 
     def old() -> Iterator[list[ImageRecord]]:
         for shard in range(index.shards):
@@ -130,10 +131,22 @@ def _taken_in(index: Index, uri: str, choice: Choice, prune: bool, walk: Walk) -
             renewed = _renewed(records, known, others, replaced, prune)
             if len(renewed) != len(records) or any(a is not b for a, b in zip(renewed, records, strict=True)):
                 touched.add(shard)
+            if index.format == "manifest":
+                names.update(hash(record.image_id) for record in renewed)
             yield [replace(r, version=versions.get(r.uri, "")) if not r.version else r for r in renewed]
 
+    def unlike(records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:
+        for record in records:
+            if hash(record.image_id) in names:
+                raise ValueError(
+                    f"source.uri: the index has a photo {record.image_id!r} at another place than the manifest now, "
+                    f"{storage.redact(record.uri)}; give a photo that is another one an image_id of its own, or run "
+                    "with --reindex"
+                )
+            yield record
+
     # Of `replaced`, what the old shards do not take: photos that a tar has in addition.
-    added = itertools.chain(replaced.values(), records_of(fresh, ignored))
+    added = itertools.chain(replaced.values(), unlike(records_of(fresh, ignored)))
     shards = itertools.chain(old(), batches(added, index.shard_size))
     generation = index.generation + 1
     written = write_shards(shards, index.folder, generation, found.keys)

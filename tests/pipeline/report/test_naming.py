@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.clusters.names import NAMES
 from pipeline.report.members import FOUND, pick_examples, sample_members
-from pipeline.report.naming import LEAST_BYTES, NamingPage, Near, Row, describe_naming, room, scripts
+from pipeline.report.naming import LEAST_BYTES, NamingPage, Near, Row, _datus_fit, describe_naming, room, scripts
 from pipeline.report.pictures import Crop
 from pipeline.report.rows import Member
 from pipeline.report.write import render_naming, write_pages
@@ -208,3 +208,11 @@ def test_fewer_classes_have_larger_pictures() -> None:
         (80, 1250),
         (80, LEAST_BYTES),
     ]
+
+
+def test_a_fit_of_datus_as_published_has_a_cluster_a_class(tmp_path: Path) -> None:
+    np.save(tmp_path / "centroids.npy", np.eye(3, dtype=np.float32))
+    centroids, classes = _datus_fit(str(tmp_path))
+    assert (centroids.shape, classes.tolist()) == ((3, 3), [0, 1, 2])
+    np.save(tmp_path / "classes.npy", np.array([1, 0, 0]))
+    assert _datus_fit(str(tmp_path))[1].tolist() == [1, 0, 0]

@@ -32,6 +32,7 @@ def test_a_fit_that_collapses_is_refused_with_figures_and_remedy(alike: list[str
     assert "intra 0.08 against 0.9" in said and "weighted together -" in said
     assert "set semantics.shifts to auto, set semantics.conditioned to true, or ask for fewer" in said
     assert not storage.exists(storage.join(str(tmp_path), "artifact.json"))
+    assert list((Path(alike[0]).parent / "scratch").iterdir()) == []
     steps: list[Any] = []
     with pytest.raises(ValueError, match="has lost its classes"):
         fit(alike, tmp_path, SETTINGS, on_log=steps.append)

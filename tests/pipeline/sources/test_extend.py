@@ -130,6 +130,28 @@ def test_another_parquet_file_with_as_many_rows_changes_its_shards(source: str, 
     assert changed_shards(index, build_index(folder, source, shard_size=2)) == [1]
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"uri,image_id\nh/a.jpg?signed=1,a\n", b"uri,image_id\nh/a.jpg?signed=2,a\n"),  # the same photo
+        (
+            b"uri\nhttps://h/img?id=1\nhttps://h/img?id=2\n",
+            b"uri\nhttps://h/img?id=2\nhttps://h/img?id=3\n",
+        ),  # numbered anew
+    ],
+)
+def test_a_name_of_the_index_at_another_place_of_a_manifest_is_refused(
+    tmp_path: Path, folder: str, before: bytes, after: bytes
+) -> None:
+    manifest = str(tmp_path / "photos.csv")
+    put(str(tmp_path), {"photos.csv": before})
+    index = build_index(folder, manifest, shard_size=2, choice=Choice())
+    put(str(tmp_path), {"photos.csv": after})
+    with pytest.raises(ValueError, match=r"has a photo '(a|h/img~2)' at another place .* or run with --reindex"):
+        extend_index(index, manifest, Choice())
+    assert open_index(folder) == index
+
+
 def test_keys_of_a_manifest_go_on(tmp_path: Path, folder: str) -> None:
     put(str(tmp_path), {f"{name}.jpg": b"x" for name in "abc"})
     listing = tmp_path / "list.csv"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import storage
+from pipeline.store import places, storage
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -191,3 +191,12 @@ def test_credentials_do_not_appear_in_messages() -> None:
 def test_an_unknown_scheme_is_named() -> None:
     with pytest.raises(ValueError, match="nosuch://"):
         storage.read_bytes("nosuch://bucket/a.jpg")
+
+
+@pytest.mark.parametrize("protocol", ["gs", "abfss"])
+def test_listings_of_other_clouds_are_not_kept(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other processes wrote would not be seen."""
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(places.fsspec, "filesystem", lambda protocol, **options: asked.update(options))
+    places._filesystem.__wrapped__(protocol, False, 0)
+    assert asked == {"use_listings_cache": False, "skip_instance_cache": True}
