@@ -111,9 +111,7 @@ def _run(config: dict[str, Any]) -> None:
 
     from model.ranks import Ranks
 
-    if storage.exists(
-        config["refused"]
-    ):  # started again for the others' sake, who were waiting for the one that raised
+    if storage.exists(config["refused"]):  # one of the workers raised, and all were started again
         return
     context = ray.train.get_context()
     torch.set_num_threads(config["threads"])
