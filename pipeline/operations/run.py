@@ -105,7 +105,7 @@ def _pending(definition: Definition, stage: Stage, run: Run, refit: bool) -> lis
     if not isinstance(definition, FitStage):
         return pending
     changes = look.changes(stage)
-    if pending or (refit and changes.any):
+    if pending or (changes.any and (refit or definition.came_to_nothing(stage))):
         return [0]
     if changes.any:
         _tell_kept(definition, stage, run, changes)

@@ -162,6 +162,10 @@ class FitStage(Definition):
         ValueError, RuntimeError or an error of the store ends the run; what was kept on the way is gone on from.
         """
 
+    def came_to_nothing(self, stage: Stage) -> bool:
+        """Whether a finished fit had nothing to be made of, so that it is not kept when something comes."""
+        return False
+
     def drift(self, run: Run, stage: Stage, changes: FitChanges) -> str:
         """What a fit that is kept means for the parts that it was not made of, in words; empty where nothing is known.
         ValueError: a part that cannot be read."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.config import Config
 from pipeline.engine.done import FitChanges
 from pipeline.engine.fits import kmeans_actors, said_now_and_then
 from pipeline.engine.shards import read_part
-from pipeline.engine.stage import Stage
+from pipeline.engine.stage import ARTIFACT, Stage
 from pipeline.errors import ConfigError
 from pipeline.stages.base import FitStage, Photos, Run, thing_stage
 from pipeline.stages.facts import Content, Facts, sections
+from pipeline.store import storage
 
 if TYPE_CHECKING:
     from pipeline.clusters.drift import Drift
@@ -69,6 +71,9 @@ class Clusters(FitStage):
         if weights is None:
             return said
         return f"{said}; with copies as one, {len(weights.units)} masks count as {weights.groups}"
+
+    def came_to_nothing(self, stage: Stage) -> bool:
+        return not any(json.loads(storage.read_bytes(storage.join(stage.folder, ARTIFACT)))["sizes"])
 
     def drift(self, run: Run, stage: Stage, changes: FitChanges) -> str:
         found = drift_of(run, stage, changes)

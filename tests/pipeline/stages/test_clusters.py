@@ -10,9 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.engine.done import begin_fit
+from pipeline.operations.run import _pending
+from pipeline.operations.source import open_source
 from pipeline.sources.index import Ignored, Index
 from pipeline.stages.clusters import Clusters
-from pipeline.stages.run import open_run
+from pipeline.stages.run import open_run, resolve_run
 from pipeline.stages.table import resolve_stages
 from pipeline.stages.things import EmbeddingFit
 from tests.pipeline.report.tiny_runs import config_of, make_run, plan_run, report_of, run_stage, scene, squeezed
@@ -38,6 +41,20 @@ def test_without_a_mask_there_are_void_labels(tmp_path: Path, method: str, width
     run_stage(table["panoptic"], config, table)
     (label,) = pq.read_table(table["panoptic"].part(0)).to_pylist()
     assert (label["status"], label["segments"]) == ("no_masks", [])
+
+
+def test_a_fit_of_no_mask_is_made_again_when_masks_come(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (60, 40), (90, 90, 120)).save(tmp_path / "photos" / "flat.png")
+    config = config_of(tmp_path / "photos", tmp_path / "run")
+    table = make_run(config, ("instances",))
+    begin_fit(table["clusters"])
+    Clusters().fit(open_run(str(tmp_path / "run"), need=None), table["clusters"])
+    (tmp_path / "photos" / "scene.jpg").write_bytes(scene(1))
+    grown = resolve_run(config, open_source(config, extend=True)[0])
+    assert _pending(Clusters(), grown.stages["clusters"], grown, refit=False) == []
+    run_stage(grown.stages["instances"], config, grown.stages)
+    assert _pending(Clusters(), grown.stages["clusters"], grown, refit=False) == [0]
 
 
 def test_copies_that_weigh_as_one_are_another_fit(tmp_path: Path) -> None:
