@@ -135,18 +135,8 @@ def _taken_in(index: Index, uri: str, choice: Choice, prune: bool, walk: Walk) -
                 names.update(hash(record.image_id) for record in renewed)
             yield [replace(r, version=versions.get(r.uri, "")) if not r.version else r for r in renewed]
 
-    def unlike(records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:
-        for record in records:
-            if hash(record.image_id) in names:
-                raise ValueError(
-                    f"source.uri: the index has a photo {record.image_id!r} at another place than the manifest now, "
-                    f"{storage.redact(record.uri)}; give a photo that is another one an image_id of its own, or run "
-                    "with --reindex"
-                )
-            yield record
-
     # Of `replaced`, what the old shards do not take: photos that a tar has in addition.
-    added = itertools.chain(replaced.values(), unlike(records_of(fresh, ignored)))
+    added = itertools.chain(replaced.values(), _of_new_names(records_of(fresh, ignored), names))
     shards = itertools.chain(old(), batches(added, index.shard_size))
     generation = index.generation + 1
     written = write_shards(shards, index.folder, generation, found.keys)
@@ -154,6 +144,18 @@ def _taken_in(index: Index, uri: str, choice: Choice, prune: bool, walk: Walk) -
     write_manifest(extended)
     remove_other_generations(extended)
     return open_index(index.folder)
+
+
+def _of_new_names(records: Iterable[ImageRecord], names: Collection[int]) -> Iterator[ImageRecord]:
+    """The records. ValueError: the hash of an image_id is among `names`."""
+    for record in records:
+        if hash(record.image_id) in names:
+            raise ValueError(
+                f"source.uri: the index has a photo {record.image_id!r} at another place than the manifest now, "
+                f"{storage.redact(record.uri)}; give a photo that is another one an image_id of its own, or run with "
+                "--reindex"
+            )
+        yield record
 
 
 def _compared(

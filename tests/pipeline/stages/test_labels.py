@@ -56,6 +56,8 @@ def test_a_round_without_a_sure_prediction_is_refused_with_the_best_that_there_w
 
 def test_one_sure_prediction_is_enough(tmp_path: Path) -> None:
     require_predictions(run_of(stage(tmp_path, "predictions", [0.1], [0.2, 0.95])), 1)
+    with pytest.raises(ConfigError, match=r"the surest has 0\.85"):
+        require_predictions(run_of(stage(tmp_path / "other", "predictions", [0.1], [0.2, 0.85])), 1)
 
 
 @pytest.mark.parametrize(
