@@ -21,13 +21,11 @@ from machine import describe_machine, publish, seconds
 from torch import Tensor
 
 from model.panoptic.frozen import FrozenPatches
-from pipeline.predict.weights import load_weights, make_worker, short_side
+from pipeline.predict.weights import load_weights, make_worker, sides_of
 from workers.decode import DecodeLimits, decode_image
 from workers.images import LoadedImage
 from workers.phases import Phases
 from workers.predict import PredictWorker, resize_to_model
-
-MAX_SIDE = 448  # pixels, that of configs/photos.yaml; the shorter side is the training's
 
 
 def look(frozen: FrozenPatches, resized: Tensor) -> None:
@@ -60,12 +58,12 @@ def main() -> None:
     frozen = loaded.model.frozen
     if frozen is None:
         parser.error(f"{args.checkpoint}: its network has no frozen transformer")
-    short = short_side(loaded, None)
-    worker = make_worker(loaded, args.device, batch_size=1, short=short, max_side=MAX_SIDE, amp=args.amp)
+    short, max_side = sides_of(loaded, None, None)
+    worker = make_worker(loaded, args.device, batch_size=1, short=short, max_side=max_side, amp=args.amp)
     alone, whole, found = list[float](), list[float](), 0
     for path in sorted(args.folder.iterdir())[: args.photos]:
         photo = decode_image(path.read_bytes(), DecodeLimits())
-        resized = torch.from_numpy(resize_to_model(photo, short, MAX_SIDE)).permute(2, 0, 1).to(args.device)
+        resized = torch.from_numpy(resize_to_model(photo, short, max_side)).permute(2, 0, 1).to(args.device)
         image = LoadedImage(path.name, photo)
         calls = (partial(look, frozen, resized), partial(predict, worker, image))
         found += predict(worker, image)

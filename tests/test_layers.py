@@ -4,6 +4,7 @@ of modules anywhere, and cheap imports."""
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -155,3 +156,24 @@ def test_what_is_not_used_is_not_loaded(modules: str, heavy: set[str]) -> None:
     code = f"import sys, {modules}; sys.exit(', '.join({heavy!r} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True)
     assert found.stderr.strip() == ""
+
+
+def test_benchmarks_ask_for_what_there_is() -> None:
+    """They are run by hand, so that nobody else would notice."""
+    wanted = [
+        (file.name, node.module, alias.name)
+        for file in sorted((ROOT / "benchmarks").glob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.split(".")[0] in OWN
+        for alias in node.names
+    ]
+    assert len(wanted) > 100
+    gone = []
+    for file, module, name in wanted:
+        try:
+            found = hasattr(importlib.import_module(module), name) or importlib.import_module(f"{module}.{name}")
+        except ModuleNotFoundError:
+            found = False
+        if not found:
+            gone.append(f"{file}: {module} has no {name}")
+    assert gone == []

@@ -61,10 +61,19 @@ class StuffBySupercategory:
     has none.
     """
 
-    def __init__(self, source: LabelSource) -> None:
+    def __init__(self, source: LabelSource, like: StuffBySupercategory | None = None) -> None:
+        """`like`: labels that decide the groups. Categories of `source` that are none of theirs stay as they are, be it
+        that they are groups already."""
         self._source = source
         self.shown = source.shown
         self._group: dict[int, int] = {}
+        if like is not None:
+            theirs = like._source.categories
+            alike = {i for i, c in source.categories.items() if i in theirs and theirs[i].name == c.name}
+            self._group = {i: group for i, group in like._group.items() if i in alike}
+            self.categories = {self._group.get(i, i): c for i, c in source.categories.items()}
+            self.categories |= {group: like.categories[group] for group in self._group.values()}
+            return
         first: dict[str, Category] = {}
         for category in source.categories.values():
             if not category.is_thing:

@@ -85,13 +85,12 @@ def evaluate_run(
     opened = open_labels(truth, truth_pngs)
     unscored = Void(opened, void)
     true: LabelSource = WithoutCategories(opened, unscored.categories)
-    if stuff_by_supercategory:
-        true = StuffBySupercategory(true)
+    groups = StuffBySupercategory(true) if stuff_by_supercategory else None
+    true = groups or true
     predicted: LabelSource = open_labels(predictions, prediction_pngs, names)
     if mode == "identity" and predicted.categories:
         predicted = WithoutCategories(predicted, unscored.categories)
-        if stuff_by_supercategory:
-            predicted = StuffBySupercategory(predicted)
+        predicted = StuffBySupercategory(predicted, groups) if groups else predicted
     whole = CocoInstances(instances) if instances else None
     found = score_labels(predicted, true, instances=whole, mode=mode, leftover=leftover, thresholds=thresholds)
     found |= {"void": unscored.told()}

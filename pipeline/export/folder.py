@@ -52,7 +52,7 @@ class Folder:
         self.entries, self.shared = list(entries), dict(shared or {})
         self._stage = f".u2label_{name}"
         self._record = f"u2label_{name}.json"
-        self.sets = [name]  # that there will be, by their names
+        self.sets = [name]  # that are whole when this one is, by their names
         self._old = self._owned()
 
     def uri(self, *path: str) -> str:
@@ -110,7 +110,8 @@ class Folder:
             raise ConfigError(
                 f"--output: {shown!r} holds other files ({', '.join(foreign[:SHOWN])}); give a new or an empty folder"
             )
-        self.sets = sorted({self.name, *(match[1] for name in records if (match := RECORD.fullmatch(name)))})
+        whole = {name for name, found in records.items() if found["complete"]}
+        self.sets = sorted({self.name, *(match[1] for name in whole if (match := RECORD.fullmatch(name)))})
         return dict.fromkeys(records.get(self._record, {}).get("entries", ()))
 
     def _listed(self) -> set[str]:
@@ -125,7 +126,12 @@ class Folder:
         place = storage.join(self.output, name)
         try:
             found = json.loads(storage.read_bytes(place))
-            return {"format": str(found["format"]), "entries": _paths(found["entries"]), "shared": found["shared"]}
+            known = {
+                "format": str(found["format"]),
+                "complete": bool(found.get("complete", True)),
+                "shared": found["shared"],
+            }
+            return known | {"entries": _paths(found["entries"])}
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"--output: {storage.redact(place)!r} is not the record of an export ({error}); give another folder"

@@ -52,7 +52,8 @@ def export_yolo(
     if not labels.classes.things:
         raise ConfigError("export yolo: the labels have no class of things, and the format has no place for stuff")
     copies = photos_to_write(labels.run, photos, usual=True)
-    labels.name_files(dots=copies is None, folder="images")  # whose last one in a path readers take for that of photos
+    # Readers take the last `images` of a path for the place of photos; those that are not copied keep their names.
+    labels.name_files(dots=copies is None, folder=None if copies is None else "images")
     folder = Folder(output, "yolo", name, [f"images/{name}", f"labels/{name}", f"{name}.yaml"])
 
     def write(label: Labelled, photo: Photo | None) -> None:

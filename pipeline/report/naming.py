@@ -23,13 +23,13 @@ from pipeline.report.clusters import ClusterFit
 from pipeline.report.members import Sampled, sample_members
 from pipeline.report.pictures import Crop, Drawer
 from pipeline.report.rows import Member
-from pipeline.semantics.datus import CLASSES
 from pipeline.stages.base import Run
 from pipeline.stages.named import fits_of, names_of
 from pipeline.store import storage
 from workers import overlay
 
 SCRIPTS = [Path(__file__).parent / "templates" / name for name in ("names.js", "clusters.js")]
+MERGED = "classes.npy"  # of DatUS², where several clusters are a class
 EACH = 3  # pictures of each of the three kinds
 NEAREST = 4
 BUDGET = 9_000_000  # bytes of pictures, or 12 MB in base64
@@ -223,9 +223,9 @@ def _patch_fit(folder: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _datus_fit(folder: str) -> tuple[np.ndarray, np.ndarray]:
     centroids = np.load(io.BytesIO(_read(folder, CENTROIDS)))
-    if not storage.exists(storage.join(folder, CLASSES)):  # as published: a cluster a class
+    if not storage.exists(storage.join(folder, MERGED)):  # as published: a cluster a class
         return centroids, np.arange(len(centroids))
-    return centroids, np.load(io.BytesIO(_read(folder, CLASSES)))
+    return centroids, np.load(io.BytesIO(_read(folder, MERGED)))
 
 
 def _stego_fit(folder: str) -> tuple[np.ndarray, np.ndarray]:

@@ -46,7 +46,7 @@ class FeatureSet:
     parts: tuple[str, ...]
     rows: tuple[NDArray[np.int32], ...]  # of each part, ascending, at least one
     shape: tuple[int, ...]
-    content: str = ""  # tells these parts from others of their names
+    content: str  # tells these parts from others of their names
 
     @property
     def images(self) -> int:

@@ -152,8 +152,8 @@ def _of_new_names(records: Iterable[ImageRecord], names: Collection[int]) -> Ite
         if hash(record.image_id) in names:
             raise ValueError(
                 f"source.uri: the index has a photo {record.image_id!r} at another place than the manifest now, "
-                f"{storage.redact(record.uri)}; give a photo that is another one an image_id of its own, or run with "
-                "--reindex"
+                f"{storage.redact(record.uri)}; if it is gone from there run with --prune, else give the photo another "
+                "image_id, or run with --reindex"
             )
         yield record
 

@@ -167,7 +167,7 @@ def _write_artifact(
         "num_things": photos.num_things,
         "num_stuff": photos.num_stuff,
         "model": settings.model,
-        "short": min(max(SHORT, min(settings.short_sides)), max(settings.short_sides)),  # as near to it as was learnt
+        "short": min(max(SHORT, min(settings.short_sides)), max(settings.short_sides)),  # as near as it has learnt from
         "max_side": settings.max_side,
         "frozen": settings.frozen and settings.frozen.about(),
         **config,

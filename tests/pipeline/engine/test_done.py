@@ -16,10 +16,13 @@ from pipeline.engine.done import FitChanges, Look, begin_fit
 from pipeline.engine.stage import Stage, index_folder
 from pipeline.errors import ConfigError
 from pipeline.operations.retry import remove_parts
+from pipeline.operations.run import _fit
 from pipeline.operations.source import open_source
 from pipeline.sources.index import open_index
 from pipeline.sources.index_files import write_manifest
-from pipeline.stages.run import resolve_run
+from pipeline.stages.base import Run
+from pipeline.stages.clusters import Clusters
+from pipeline.stages.run import open_run, resolve_run
 from tests.pipeline.report.tiny_runs import config_of, make_run, run_stage, scene
 
 
@@ -117,6 +120,27 @@ def test_a_fit_that_was_killed_as_it_cleared_the_last_one_is_to_be_made(
     with pytest.raises(KeyboardInterrupt):
         begin_fit(table["clusters"])
     assert pending(table)["clusters"] == [0]
+
+
+def test_a_run_begins_a_fit_of_other_inputs_anew_and_says_so(
+    table: dict[str, Stage], config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clusters, seen = table["clusters"], list[bool]()
+    checkpoint = Path(clusters.folder, "checkpoint.pt")
+
+    class Fit(Clusters):
+        def fit(self, run: Run, stage: Stage) -> str:
+            seen.append(checkpoint.exists())
+            return "fitted"
+
+    Path(clusters.folder, "artifact.json").unlink()
+    for name, said in (("6.jpg", False), ("0.jpg", True)):  # one is not in the run
+        checkpoint.write_bytes(b"half way")
+        Path(config.source.uri, name).write_bytes(scene(50))
+        redo(table["instances"], config, table, 0)
+        _fit(Fit(), clusters, open_run(config.run.uri))
+        assert ("from the start, as what was there is of other inputs" in capsys.readouterr().err) == said
+    assert seen == [True, False]
 
 
 def test_another_artifact_makes_all_parts_old(table: dict[str, Stage]) -> None:

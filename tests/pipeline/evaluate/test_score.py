@@ -48,6 +48,26 @@ def test_equals_the_coco_evaluator_with_crowd_and_void(shared_dir: Path, tmp_pat
     assert result["things_without_score"] == 35
 
 
+@pytest.mark.parametrize("already", [False, True])
+def test_categories_as_they_are_go_with_groups_of_stuff(tmp_path: Path, already: bool) -> None:
+    """Of labels with the truth's categories, and of such as have the groups instead."""
+    listed = [c | {"supercategory": "textile"} if not c["isthing"] else c for c in LISTED]
+    grouped = [c | {"name": "textile"} if c["id"] == 3 else c for c in LISTED if c["id"] != 4]
+    ids = [[1, 1, 2, 2, 3, 3]]
+    truth = write_coco(tmp_path, {"a.jpg": (ids, [segment(1, 1), segment(2, 3), segment(3, 4)])}, listed, "truth")
+    if already:
+        found = write_coco(tmp_path, {"a.jpg": (ids, [segment(1, 1), segment(2, 3), segment(3, 3)])}, grouped, "pred")
+    else:  # of the other kind of textile, which is as good
+        found = write_coco(tmp_path, {"a.jpg": (ids, [segment(1, 1), segment(2, 4), segment(3, 3)])}, LISTED, "pred")
+    scores = evaluate_run(found, truth, output=str(tmp_path), mode="identity", stuff_by_supercategory=True)
+    assert scores["all_images"]["PQ"] == pytest.approx(1)
+    other = write_coco(
+        tmp_path, {"a.jpg": (ids, [segment(1, 1)])}, [c | {"name": f"{c['name']}!"} for c in LISTED], "x"
+    )
+    with pytest.raises(ConfigError, match=r"categories must agree"):
+        evaluate_run(other, truth, output=str(tmp_path), mode="identity", stuff_by_supercategory=True)
+
+
 def test_the_sample_of_coco_is_perfect_against_itself(shared_dir: Path) -> None:
     folder = shared_dir / "data/coco-panoptic-sample"
     sample = CocoPanoptic(str(folder / "panoptic_examples.json"))

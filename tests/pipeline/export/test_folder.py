@@ -108,3 +108,10 @@ def test_a_record_that_leads_out_of_the_folder_deletes_nothing(tmp_path: Path, e
     with pytest.raises(ConfigError, match="is not the record of an export"):
         write(str(tmp_path / "out"), "train", "a.png")
     assert (tmp_path / "photos").is_dir()
+
+
+def test_a_set_whose_export_was_killed_is_none_of_the_folder(tmp_path: Path) -> None:
+    for name, complete in (("killed", False), ("other", True)):
+        record = {"format": "hf", "complete": complete, "entries": [name], "shared": []}
+        (tmp_path / f"u2label_{name}.json").write_text(json.dumps(record))
+    assert Folder(str(tmp_path), "hf", "train", ["train"]).sets == ["other", "train"]

@@ -300,6 +300,16 @@ def test_exports_know_merged_classes_names_and_noise(run: str, tmp_path: Path) -
     assert "dog" in (tmp_path / "yolo" / "train.yaml").read_text()
 
 
+@pytest.mark.parametrize(("photos", "folder"), [(None, "images_"), (False, "images")])
+def test_a_folder_of_images_is_another_beside_copies(tmp_path: Path, photos: bool | None, folder: str) -> None:
+    """Ultralytics looks for the labels of a photo where the last `images` of its path is `labels`."""
+    run = labelled_run(tmp_path, ["images/a.jpg", "b.jpg"])
+    export_yolo(run, run, output=str(tmp_path / "yolo"), photos=photos)
+    assert (tmp_path / "yolo" / "labels" / "train" / folder / "a.txt").is_file()
+    for photo in (tmp_path / "yolo").rglob("*.jpg"):
+        assert Path("/labels/".join(str(photo).rsplit("/images/", 1))).with_suffix(".txt").is_file()
+
+
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_photos_that_are_no_files_get_files_and_odd_names_safe_ones(tmp_path: Path, kind: str) -> None:
     run = labelled_run(tmp_path, ["a.jpg", "../up.jpg", "below//c.jpg", "d.png"], kind=kind)

@@ -147,9 +147,19 @@ def test_a_name_of_the_index_at_another_place_of_a_manifest_is_refused(
     put(str(tmp_path), {"photos.csv": before})
     index = build_index(folder, manifest, shard_size=2, choice=Choice())
     put(str(tmp_path), {"photos.csv": after})
-    with pytest.raises(ValueError, match=r"has a photo '(a|h/img~2)' at another place .* or run with --reindex"):
+    with pytest.raises(ValueError, match=r"has a photo '(a|h/img~2)' at another place .* run with --prune, else give"):
         extend_index(index, manifest, Choice())
     assert open_index(folder) == index
+
+
+def test_a_photo_that_moved_keeps_its_name_when_what_is_gone_is_dropped(tmp_path: Path, folder: str) -> None:
+    manifest = str(tmp_path / "photos.csv")
+    put(str(tmp_path), {"photos.csv": b"uri,image_id\nh/a.jpg?signed=1,a\nh/b.jpg,b\n"})
+    index = build_index(folder, manifest, shard_size=2, choice=Choice())
+    put(str(tmp_path), {"photos.csv": b"uri,image_id\nh/a.jpg?signed=2,a\nh/b.jpg,b\n"})
+    extended = extend_index(index, manifest, Choice(), prune=True)
+    found = {record.image_id: record.uri for shard in range(extended.shards) for record in extended.records(shard)}
+    assert extended.images == 2 and found["a"].endswith("signed=2") and found["b"].endswith("h/b.jpg")
 
 
 def test_keys_of_a_manifest_go_on(tmp_path: Path, folder: str) -> None:
